@@ -1,1 +1,12 @@
-//! datapath
+//! The code that decides on a packet, and the types that cross the kernel boundary.
+//!
+//! Built twice from one source: for the host (agent, controller, CLI, tests) and for BPF
+//! (`agent-ebpf`). No allocation, no I/O, no clock and no dependency: time is an argument and maps
+//! are behind [`pipeline::Env`]. If two parts of the project disagree on a verdict, the mistake is
+//! not here, because there is no second copy.
+#![cfg_attr(not(test), no_std)]
+#![deny(clippy::indexing_slicing)]
+
+pub mod abi;
+pub mod drop_reason;
+pub mod ids;
