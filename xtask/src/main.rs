@@ -1,1 +1,47 @@
-fn main(){}
+//! `cargo xtask`: everything a developer or CI does with this repository beyond plain cargo.
+//! This file only dispatches; each verb lives in its own module.
+
+mod ebpf;
+mod project;
+mod run;
+mod setup;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::project::Project;
+
+/// Cofferdam's build, check and test tool.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what the tests need (Debian packages) or, with --bpf, what building the kernel object needs.
+    Setup(setup::Args),
+    /// Build the kernel object and record it in agent-ebpf/prebuilt.
+    BuildEbpf(ebpf::BuildArgs),
+    /// Run clippy on the kernel crate for the BPF target.
+    ClippyEbpf,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = Project::find().and_then(|project| match cli.verb {
+        Verb::Setup(args) => setup::run(&project, &args),
+        Verb::BuildEbpf(args) => ebpf::build(&project, &args),
+        Verb::ClippyEbpf => ebpf::clippy(&project),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

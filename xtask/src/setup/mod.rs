@@ -1,0 +1,31 @@
+//! `cargo xtask setup`: what the tests need from Debian, and with `--bpf` what the kernel object
+//! needs. It installs only what is missing and touches no network when nothing is.
+
+pub(crate) mod bpf;
+mod debian;
+mod sysroot;
+
+use anyhow::Result;
+
+use crate::project::Project;
+
+/// Arguments of `cargo xtask setup`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Prepare to build the kernel object (only people who change kernel code need this).
+    #[arg(long)]
+    bpf: bool,
+}
+
+/// Runs the verb.
+pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
+    if args.bpf {
+        let toolchain = bpf::prepare(project)?;
+        println!(
+            "setup: the BPF toolchain is ready ({})",
+            toolchain.sysroot.display()
+        );
+        return Ok(());
+    }
+    debian::ensure(debian::FOR_TESTS)
+}
