@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything a developer or CI does with this repository beyond plain cargo.
 //! This file only dispatches; each verb lives in its own module.
 
+mod check;
 mod ebpf;
 mod project;
 mod run;
@@ -28,6 +29,8 @@ enum Verb {
     BuildEbpf(ebpf::BuildArgs),
     /// Run clippy on the kernel crate for the BPF target.
     ClippyEbpf,
+    /// Check the rules of this repository that the compiler does not know.
+    Check,
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&project, &args),
         Verb::BuildEbpf(args) => ebpf::build(&project, &args),
         Verb::ClippyEbpf => ebpf::clippy(&project),
+        Verb::Check => check::run(&project),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

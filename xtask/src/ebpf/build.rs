@@ -16,9 +16,11 @@ use crate::setup::bpf::{BpfToolchain, TARGET};
 
 const WRAPPER: &str = include_str!("bpf-rustc.sh");
 
-/// Flags of the BPF target: debug information is what BTF is made from, and `v3` allows atomics
-/// that return a value (kernel 5.12).
-const RUSTFLAGS: &str = "-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Ctarget-cpu=v3";
+/// Flags of the BPF target. Debug information is what BTF is made from; with the source embedded
+/// in it (which wants DWARF 5) BTF carries the source lines, and the verifier's log shows them
+/// although the paths are made up. `v3` allows atomics that return a value (kernel 5.12).
+const RUSTFLAGS: &str = "-Cdebuginfo=2\x1f-Zembed-source=yes\x1f-Zdwarf-version=5\x1f\
+                         -Clink-arg=--btf\x1f-Ctarget-cpu=v3";
 
 /// Builds the kernel object and returns its bytes: BTF kept, DWARF gone.
 pub(super) fn object(
@@ -83,6 +85,8 @@ fn cargo(
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env("CARGO_INCREMENTAL", "0")
+        // One object for every machine: else aya's bindings follow the architecture of the builder.
+        .env("AYA_BPF_TARGET_ARCH", "x86_64")
         .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS)
         .env("RUSTC_WRAPPER", wrapper)
         .env("COFFERDAM_BPF_SYSROOT", &toolchain.sysroot)

@@ -34,20 +34,27 @@ pub(super) fn prepare(
     lock: &ToolsLock,
     rustc: &RustcVersion,
 ) -> Result<PathBuf> {
+    let home = project.tools();
+    let name = |origin: &str| {
+        let key = sha256(format!("{RECIPE} {origin} {}", rustc.commit).as_bytes());
+        home.join(format!("sysroot-{}", &key[..16]))
+    };
+    // Both sources build to the same bytes, so whichever is there will do.
+    let from_archive = name(&lock.rust_core_sha256);
+    // rust-src always comes with, and only fits, its own rustc.
+    let from_component = name("rust-src");
+    if let Some(place) = [&from_archive, &from_component]
+        .into_iter()
+        .find(|dir| usable(dir))
+    {
+        return Ok(place.clone());
+    }
     let toolchain = PathBuf::from(run::output(run::rustc().args(["--print", "sysroot"]))?.trim());
     let source = core_source(lock, &toolchain)?;
-    let origin = match source {
-        CoreSource::Archive(_) => lock.rust_core_sha256.as_str(),
-        // rust-src always comes with, and only fits, its own rustc.
-        CoreSource::Library(_) => "rust-src",
+    let place = match source {
+        CoreSource::Archive(_) => from_archive,
+        CoreSource::Library(_) => from_component,
     };
-    let key = sha256(format!("{RECIPE} {origin} {}", rustc.commit).as_bytes());
-    let home = project.tools();
-    let place = home.join(format!("sysroot-{}", &key[..16]));
-    // The links in it lead to the toolchain it was made for; if that moved, make it again.
-    if place.join("stamp").is_file() && place.join("bin/rustc").exists() {
-        return Ok(place);
-    }
     println!("setup: building core for {TARGET}");
     fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
     let work = tempfile::Builder::new()
@@ -61,18 +68,23 @@ pub(super) fn prepare(
     let fresh = work.path().join("sysroot");
     link_toolchain(&toolchain, &rustc.host, &fresh)?;
     compile(&library, &fresh)?;
-    fs::write(fresh.join("stamp"), format!("{key}\n")).context("cannot stamp the sysroot")?;
+    fs::write(fresh.join("stamp"), "complete\n").context("cannot stamp the sysroot")?;
     if place.exists() {
         fs::remove_dir_all(&place)
             .with_context(|| format!("cannot remove the unfinished {}", place.display()))?;
     }
     // Someone else may have finished the same sysroot in the meantime: theirs is as good.
     if let Err(error) = fs::rename(&fresh, &place)
-        && !place.join("stamp").is_file()
+        && !usable(&place)
     {
         return Err(error).with_context(|| format!("cannot create {}", place.display()));
     }
     Ok(place)
+}
+
+/// Whether a sysroot is complete and the toolchain its links lead to is still there.
+fn usable(place: &Path) -> bool {
+    place.join("stamp").is_file() && place.join("bin/rustc").exists()
 }
 
 /// Finds the source of `core`: the named archive, then rust-src, then rust-src from rustup.
