@@ -1,4 +1,5 @@
 //! Round trips, and what must be refused.
+#![allow(clippy::expect_used, reason = "a test says so by failing")]
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
