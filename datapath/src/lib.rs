@@ -5,8 +5,16 @@
 //! are behind [`pipeline::Env`]. If two parts of the project disagree on a verdict, the mistake is
 //! not here, because there is no second copy.
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![deny(clippy::indexing_slicing)]
 
 pub mod abi;
+pub mod conntrack;
 pub mod drop_reason;
+pub mod failsafe;
+pub mod flow;
 pub mod ids;
+pub mod packet;
+pub mod pipeline;
+pub mod record;
+pub mod verdict;

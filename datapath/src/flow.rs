@@ -1,0 +1,364 @@
+//! The entry of a flow: its flag word, its meta word, and access to one that other CPUs write too.
+
+use core::ptr;
+
+use crate::abi::{Body, Flow4, Flow6};
+use crate::conntrack::State;
+
+/// Verdict bits of [`Body::flags`] (bits 16–23).
+pub mod bits {
+    /// The flow's packets pass.
+    pub const ALLOW: u8 = 0x01;
+    /// The policies as enforced would deny (observe mode, or kept).
+    pub const EVALUATED_DENY: u8 = 0x02;
+    /// The draft would deny.
+    pub const DRAFT_DENY: u8 = 0x04;
+    /// `existing: keep`.
+    pub const KEEP: u8 = 0x08;
+    /// Taken over while live, at arming: not cut by the content that armed.
+    pub const ADOPTED: u8 = 0x10;
+    /// Allowed by a failsafe.
+    pub const FAILSAFE: u8 = 0x20;
+    /// The initiator is the higher end of the canonical key.
+    pub const INITIATOR_HI: u8 = 0x40;
+    /// The flow's first packet left the endpoint.
+    pub const EGRESS: u8 = 0x80;
+}
+
+/// Added to the state byte of one line: a stateless filter drops the packets of this direction.
+pub const FILTERED: u8 = 0x80;
+
+/// Slot states in the meta word.
+pub mod slot {
+    /// Free.
+    pub const FREE: u8 = 0;
+    /// Being written.
+    pub const BUSY: u8 = 1;
+    /// In use.
+    pub const LIVE: u8 = 2;
+    /// About to be reaped.
+    pub const CLOSING: u8 = 3;
+    /// May be harvested.
+    pub const CLOSED: u8 = 4;
+}
+
+/// generation 32 | sequence 24 | slot state 8.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Meta(pub u64);
+
+impl Meta {
+    /// A word from its parts; the sequence keeps its low 24 bits.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(generation: u32, sequence: u32, slot: u8) -> Self {
+        Self(((generation as u64) << 32) | (((sequence & 0x00ff_ffff) as u64) << 8) | slot as u64)
+    }
+
+    /// Generation of the content that admitted the flow, or judged it last.
+    #[must_use]
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Instance of the entry.
+    #[must_use]
+    #[inline(always)]
+    pub const fn sequence(self) -> u32 {
+        ((self.0 >> 8) & 0x00ff_ffff) as u32
+    }
+
+    /// One of [`slot`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn slot(self) -> u8 {
+        self.0 as u8
+    }
+}
+
+/// tcp flags 8 | state 8 | verdict 8 | reason 8, low byte first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flags(pub u32);
+
+impl Flags {
+    /// A word from its parts.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(tcp: u8, state: State, verdict: u8, reason: u8) -> Self {
+        Self(
+            tcp as u32
+                | ((state.0 as u32) << 8)
+                | ((verdict as u32) << 16)
+                | ((reason as u32) << 24),
+        )
+    }
+
+    /// TCP flags seen in this direction.
+    #[must_use]
+    #[inline(always)]
+    pub const fn tcp(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// State without the filter mark.
+    #[must_use]
+    #[inline(always)]
+    pub const fn state(self) -> State {
+        State(((self.0 >> 8) as u8) & !FILTERED)
+    }
+
+    /// Whether a filter drops this direction.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_filtered(self) -> bool {
+        ((self.0 >> 8) as u8) & FILTERED != 0
+    }
+
+    /// Verdict bits.
+    #[must_use]
+    #[inline(always)]
+    pub const fn verdict(self) -> u8 {
+        (self.0 >> 16) as u8
+    }
+
+    /// Drop reason number.
+    #[must_use]
+    #[inline(always)]
+    pub const fn reason(self) -> u8 {
+        (self.0 >> 24) as u8
+    }
+
+    /// The word with another state.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_state(self, state: State) -> Self {
+        Self((self.0 & !(0x7f << 8)) | ((state.0 as u32 & 0x7f) << 8))
+    }
+
+    /// The word with more TCP flags.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_tcp(self, tcp: u8) -> Self {
+        Self(self.0 | tcp as u32)
+    }
+
+    /// The word with the filter mark set or cleared.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_filtered(self, filtered: bool) -> Self {
+        let mark = (FILTERED as u32) << 8;
+        if filtered {
+            Self(self.0 | mark)
+        } else {
+            Self(self.0 & !mark)
+        }
+    }
+
+    /// The word with another verdict and reason.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_verdict(self, verdict: u8, reason: u8) -> Self {
+        Self((self.0 & 0xffff) | ((verdict as u32) << 16) | ((reason as u32) << 24))
+    }
+}
+
+/// An entry in shared memory: line 0 and line 1 of either family.
+///
+/// Reads and writes are volatile single words, because other CPUs and user space look at the same entry;
+/// counters are added atomically.
+#[derive(Clone, Copy)]
+pub struct FlowRef {
+    meta0: *mut u64,
+    meta1: *mut u64,
+    body0: *mut Body,
+    body1: *mut Body,
+}
+
+impl FlowRef {
+    /// The lines of an IPv4 entry.
+    #[must_use]
+    #[inline(always)]
+    pub fn of4(flow: *mut Flow4) -> Self {
+        // SAFETY: only addresses are computed; callers pass a pointer to a whole entry.
+        unsafe {
+            let base = ptr::addr_of_mut!((*flow).lines).cast::<crate::abi::Line4>();
+            let next = base.add(1);
+            Self {
+                meta0: ptr::addr_of_mut!((*base).meta),
+                meta1: ptr::addr_of_mut!((*next).meta),
+                body0: ptr::addr_of_mut!((*base).body),
+                body1: ptr::addr_of_mut!((*next).body),
+            }
+        }
+    }
+
+    /// The lines of an IPv6 entry.
+    #[must_use]
+    #[inline(always)]
+    pub fn of6(flow: *mut Flow6) -> Self {
+        // SAFETY: as in `of4`.
+        unsafe {
+            let base = ptr::addr_of_mut!((*flow).lines).cast::<crate::abi::Line6>();
+            let next = base.add(1);
+            Self {
+                meta0: ptr::addr_of_mut!((*base).meta),
+                meta1: ptr::addr_of_mut!((*next).meta),
+                body0: ptr::addr_of_mut!((*base).body),
+                body1: ptr::addr_of_mut!((*next).body),
+            }
+        }
+    }
+
+    /// The meta word of line 0.
+    #[must_use]
+    #[inline(always)]
+    pub fn meta(&self) -> Meta {
+        // SAFETY: the pointers belong to a live entry for as long as the reference is used (RCU in the kernel, ownership on the host).
+        Meta(unsafe { ptr::read_volatile(self.meta0) })
+    }
+
+    /// Writes the meta word of both lines.
+    #[inline(always)]
+    pub fn set_meta(&self, meta: Meta) {
+        // SAFETY: as in `meta`.
+        unsafe {
+            ptr::write_volatile(self.meta0, meta.0);
+            ptr::write_volatile(self.meta1, meta.0);
+        }
+    }
+
+    /// The line of a direction: 0 lower → higher end.
+    #[must_use]
+    #[inline(always)]
+    pub const fn line(&self, from_lo: bool) -> LineRef {
+        LineRef(if from_lo { self.body0 } else { self.body1 })
+    }
+}
+
+/// One direction of an entry.
+#[derive(Clone, Copy)]
+pub struct LineRef(*mut Body);
+
+macro_rules! word {
+    ($(#[$doc:meta])* $get:ident, $set:ident, $field:ident) => {
+        $(#[$doc])*
+        #[must_use]
+        #[inline(always)]
+        pub fn $get(&self) -> u32 {
+            // SAFETY: see `FlowRef::meta`; an aligned word is read in one go.
+            unsafe { ptr::read_volatile(ptr::addr_of!((*self.0).$field)) }
+        }
+
+        /// Writes it.
+        #[inline(always)]
+        pub fn $set(&self, value: u32) {
+            // SAFETY: see `FlowRef::meta`; an aligned word is written in one go.
+            unsafe { ptr::write_volatile(ptr::addr_of_mut!((*self.0).$field), value) }
+        }
+    };
+}
+
+impl LineRef {
+    word!(/// Jiffies of the last packet.
+        last, set_last, last);
+    word!(/// Seconds since boot at which the verdict expires; 0 = never.
+        expiry, set_expiry, expiry);
+    word!(/// First word of three whose meaning depends on the line: see [`Body`].
+        a, set_a, a);
+    word!(/// Second word.
+        b, set_b, b);
+    word!(/// Third word.
+        c, set_c, c);
+
+    /// The flag word.
+    #[must_use]
+    #[inline(always)]
+    pub fn flags(&self) -> Flags {
+        // SAFETY: see `FlowRef::meta`.
+        Flags(unsafe { ptr::read_volatile(ptr::addr_of!((*self.0).flags)) })
+    }
+
+    /// Writes the flag word.
+    #[inline(always)]
+    pub fn set_flags(&self, flags: Flags) {
+        // SAFETY: see `FlowRef::meta`.
+        unsafe { ptr::write_volatile(ptr::addr_of_mut!((*self.0).flags), flags.0) }
+    }
+
+    /// Counts a packet.
+    #[inline(always)]
+    pub fn add(&self, packets: u64, bytes: u64) {
+        // SAFETY: see `FlowRef::meta`; the fields are aligned 64-bit words.
+        unsafe {
+            atomic_add(ptr::addr_of_mut!((*self.0).packets), packets);
+            atomic_add(ptr::addr_of_mut!((*self.0).bytes), bytes);
+        }
+    }
+
+    /// Wire segments counted.
+    #[must_use]
+    #[inline(always)]
+    pub fn packets(&self) -> u64 {
+        // SAFETY: see `FlowRef::meta`.
+        unsafe { ptr::read_volatile(ptr::addr_of!((*self.0).packets)) }
+    }
+
+    /// L3 bytes counted.
+    #[must_use]
+    #[inline(always)]
+    pub fn bytes(&self) -> u64 {
+        // SAFETY: see `FlowRef::meta`.
+        unsafe { ptr::read_volatile(ptr::addr_of!((*self.0).bytes)) }
+    }
+}
+
+/// Adds to a word that other CPUs add to as well.
+///
+/// # Safety
+/// `word` points to an aligned, live u64.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub unsafe fn atomic_add(word: *mut u64, value: u64) {
+    // The target has no `AtomicU64::fetch_add`; this is the one instruction it would be.
+    // SAFETY: the caller's promise; the instruction touches that word only.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) value);
+    }
+}
+
+/// Adds to a word that other threads add to as well.
+///
+/// # Safety
+/// `word` points to an aligned, live u64.
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+pub unsafe fn atomic_add(word: *mut u64, value: u64) {
+    use core::sync::atomic::{AtomicU64, Ordering};
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU64::from_ptr(word) }.fetch_add(value, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_round_trip() {
+        let meta = Meta::new(7, 0x0123_4567, slot::LIVE);
+        assert_eq!(
+            (meta.generation(), meta.sequence(), meta.slot()),
+            (7, 0x0023_4567, slot::LIVE)
+        );
+        let flags =
+            Flags::new(0x12, State::ESTABLISHED, bits::ALLOW | bits::EGRESS, 8).with_filtered(true);
+        assert_eq!(flags.state(), State::ESTABLISHED);
+        assert!(flags.is_filtered());
+        let flags = flags.with_state(State::TIME_WAIT).with_tcp(1);
+        assert_eq!(
+            (flags.tcp(), flags.state(), flags.verdict(), flags.reason()),
+            (0x13, State::TIME_WAIT, 0x81, 8)
+        );
+        assert!(flags.is_filtered());
+        assert_eq!(flags.with_filtered(false).with_verdict(2, 3).verdict(), 2);
+    }
+}
