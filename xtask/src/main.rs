@@ -1,11 +1,15 @@
 //! `cargo xtask`: everything a developer or CI does with this repository beyond plain cargo.
 //! This file only dispatches; each verb lives in its own module.
 
+mod cargo_test;
 mod check;
+mod codegen;
+mod deny;
 mod ebpf;
 mod project;
 mod run;
 mod setup;
+mod test;
 
 use std::process::ExitCode;
 
@@ -31,6 +35,12 @@ enum Verb {
     ClippyEbpf,
     /// Check the rules of this repository that the compiler does not know.
     Check,
+    /// Write the generated code of proto.
+    Codegen(codegen::Args),
+    /// Check licences, sources and known problems of the dependencies.
+    Deny,
+    /// Set up, build and run all tests.
+    Test(test::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +50,9 @@ fn main() -> ExitCode {
         Verb::BuildEbpf(args) => ebpf::build(&project, &args),
         Verb::ClippyEbpf => ebpf::clippy(&project),
         Verb::Check => check::run(&project),
+        Verb::Codegen(args) => codegen::run(&project, &args),
+        Verb::Deny => deny::run(&project),
+        Verb::Test(args) => test::run(&project, &args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

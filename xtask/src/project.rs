@@ -67,6 +67,8 @@ pub(crate) struct ToolsLock {
     pub(crate) rustc_commit: String,
     /// Version of bpf-linker.
     pub(crate) bpf_linker: String,
+    /// Version of cargo-deny.
+    pub(crate) cargo_deny: String,
     /// Digest of the archive with the source of `core`.
     pub(crate) rust_core_sha256: String,
 }
@@ -92,6 +94,7 @@ impl ToolsLock {
             rustc_release: take("rustc-release")?,
             rustc_commit: take("rustc-commit")?,
             bpf_linker: take("bpf-linker")?,
+            cargo_deny: take("cargo-deny")?,
             rust_core_sha256: take("rust-core-sha256")?,
         })
     }
@@ -108,8 +111,8 @@ mod tests {
 
     #[test]
     fn tools_lock_reads_all_names_and_refuses_gaps() {
-        let text =
-            "# tools\nrustc-release 1\nrustc-commit abc\nbpf-linker 2\nrust-core-sha256 ff\n";
+        let text = "# tools\nrustc-release 1\nrustc-commit abc\nbpf-linker 2\n\
+                    cargo-deny 3\nrust-core-sha256 ff\n";
         let lock = ToolsLock::parse(text).unwrap();
         assert_eq!(lock.rustc_commit, "abc");
         assert_eq!(lock.rust_core_sha256, "ff");

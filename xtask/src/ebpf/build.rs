@@ -65,7 +65,7 @@ fn cargo(
     verb: &str,
 ) -> Result<Command> {
     let wrapper = wrapper(project)?;
-    let mut path = vec![toolchain.linker_dir.clone()];
+    let mut path = Vec::from_iter(toolchain.linker.parent().map(Path::to_path_buf));
     path.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
     let mut command = run::cargo();
     for (name, _) in env::vars_os() {

@@ -1,13 +1,11 @@
 //! The toolchain of the kernel object: the locked rustc with a private sysroot that has `core` for
 //! the BPF target, the locked bpf-linker, and llvm-strip.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::{debian, sysroot};
+use super::{debian, sysroot, tool};
 use crate::project::{Project, ToolsLock};
 use crate::run;
 
@@ -18,8 +16,8 @@ pub(crate) const TARGET: &str = "bpfel-unknown-none";
 pub(crate) struct BpfToolchain {
     /// Sysroot with `core` for the BPF target.
     pub(crate) sysroot: PathBuf,
-    /// Directory that holds bpf-linker.
-    pub(crate) linker_dir: PathBuf,
+    /// bpf-linker.
+    pub(crate) linker: PathBuf,
     /// llvm-strip.
     pub(crate) strip: PathBuf,
     /// Commit of the rustc in use.
@@ -74,51 +72,13 @@ pub(crate) fn prepare(project: &Project) -> Result<BpfToolchain> {
     rustc.matches(&lock)?;
     let strip = llvm_strip()?;
     let sysroot = sysroot::prepare(project, &lock, &rustc)?;
-    let linker_dir = bpf_linker(project, &lock)?;
+    let linker = tool::get(project, "bpf-linker", &lock.bpf_linker)?;
     Ok(BpfToolchain {
         sysroot,
-        linker_dir,
+        linker,
         strip,
         rustc_commit: rustc.commit,
     })
-}
-
-fn bpf_linker(project: &Project, lock: &ToolsLock) -> Result<PathBuf> {
-    let root = project.tools().join("tools");
-    let bin = root.join("bin");
-    if has_linker(&bin.join("bpf-linker"), &lock.bpf_linker) {
-        return Ok(bin);
-    }
-    println!(
-        "setup: building bpf-linker {} (about a minute)",
-        lock.bpf_linker
-    );
-    fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
-    run::check(
-        run::cargo()
-            .args(["install", "--quiet", "--locked", "--force", "bpf-linker"])
-            .arg(format!("--version=={}", lock.bpf_linker))
-            .arg("--root")
-            .arg(&root)
-            .arg("--target-dir")
-            .arg(project.tools().join("tools-build"))
-            .env_remove("CARGO_TARGET_DIR")
-            .env_remove("RUSTFLAGS"),
-    )
-    .context("cannot build bpf-linker")?;
-    if !has_linker(&bin.join("bpf-linker"), &lock.bpf_linker) {
-        bail!(
-            "bpf-linker {} was installed but does not run",
-            lock.bpf_linker
-        );
-    }
-    Ok(bin)
-}
-
-fn has_linker(file: &Path, version: &str) -> bool {
-    file.is_file()
-        && run::output(Command::new(file).arg("--version"))
-            .is_ok_and(|text| text.split_whitespace().any(|word| word == version))
 }
 
 fn llvm_strip() -> Result<PathBuf> {
@@ -142,6 +102,7 @@ mod tests {
             rustc_release: "1.95.0".into(),
             rustc_commit: "abc".into(),
             bpf_linker: "0.10.3".into(),
+            cargo_deny: "0.20.2".into(),
             rust_core_sha256: "ff".into(),
         }
     }

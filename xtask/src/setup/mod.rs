@@ -4,6 +4,7 @@
 pub(crate) mod bpf;
 mod debian;
 mod sysroot;
+pub(crate) mod tool;
 
 use anyhow::Result;
 
@@ -27,5 +28,10 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
         );
         return Ok(());
     }
+    for_tests()
+}
+
+/// Installs what the tests need and is missing.
+pub(crate) fn for_tests() -> Result<()> {
     debian::ensure(debian::FOR_TESTS)
 }
