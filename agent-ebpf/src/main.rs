@@ -1,1 +1,158 @@
-fn main(){}
+//! The programs that run in the kernel: hooks, maps and nothing that decides.
+//!
+//! What happens to a packet is in `datapath::pipeline`; this crate gives it bytes, maps and helpers.
+//! Built for the BPF target only, by `cargo xtask build-ebpf`.
+#![no_std]
+#![no_main]
+#![deny(clippy::indexing_slicing)]
+#![allow(
+    missing_docs,
+    reason = "the hook macros generate undocumented functions"
+)]
+#![allow(
+    unreachable_pub,
+    reason = "a program has no users; the maps and hooks are its interface"
+)]
+
+mod env;
+mod maps;
+mod skb;
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use datapath::abi::{Clock, config_flags};
+use datapath::drop_reason::DropReason;
+use datapath::ids::Direction;
+use datapath::packet::{V4, V6, parse4, parse6};
+use datapath::pipeline::{Action, process};
+
+use crate::env::Kernel;
+use crate::skb::Frame;
+
+/// `TCX_NEXT` (and `TC_ACT_UNSPEC`): the next program, or the stack (include/uapi/linux/bpf.h).
+const NEXT: i32 = -1;
+/// `TCX_DROP` (and `TC_ACT_SHOT`).
+const DROP: i32 = 2;
+
+/// Length of an Ethernet header; only Ethernet devices are hooked.
+const ETHERNET: u32 = 14;
+
+/// Packets that enter the endpoint.
+#[classifier]
+pub fn cofferdam_ingress(ctx: TcContext) -> i32 {
+    judge(ctx.skb.skb, Direction::Ingress)
+}
+
+/// Packets that leave the endpoint.
+#[classifier]
+pub fn cofferdam_egress(ctx: TcContext) -> i32 {
+    judge(ctx.skb.skb, Direction::Egress)
+}
+
+/// Never attached: run once by the agent to learn how jiffies and boot time belong together.
+#[classifier]
+pub fn cofferdam_clock(_ctx: TcContext) -> i32 {
+    if let Some(clock) = maps::CLOCK.get_ptr_mut(0) {
+        // SAFETY: the pointer is to a whole map value; helpers without arguments.
+        unsafe {
+            *clock = Clock {
+                jiffies: bpf_jiffies64(),
+                boot_ns: bpf_ktime_get_boot_ns(),
+            };
+        }
+    }
+    NEXT
+}
+
+#[inline(always)]
+fn judge(skb: *mut __sk_buff, direction: Direction) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    let protocol = u16::from_be(unsafe { (*skb).protocol } as u16);
+    match protocol {
+        0x0800 => judge4(skb, direction as u32),
+        0x86dd => judge6(skb, direction as u32),
+        other => not_ip(skb, other),
+    }
+}
+
+#[inline(never)]
+fn judge4(skb: *mut __sk_buff, direction: u32) -> i32 {
+    let env = Kernel::new(skb);
+    let Some(scratch) = env.scratch(0) else {
+        return DROP;
+    };
+    let w = &mut scratch.work4;
+    match parse4(&Frame::new(skb), ETHERNET, &mut w.packet) {
+        Ok(()) => action(process::<V4, _>(
+            env,
+            w,
+            Direction::from_u8(direction as u8),
+        )),
+        Err(reason) => unparsable(&env, reason),
+    }
+}
+
+#[inline(never)]
+fn judge6(skb: *mut __sk_buff, direction: u32) -> i32 {
+    let env = Kernel::new(skb);
+    let Some(scratch) = env.scratch(0) else {
+        return DROP;
+    };
+    let w = &mut scratch.work6;
+    match parse6(&Frame::new(skb), ETHERNET, &mut w.packet) {
+        Ok(()) => action(process::<V6, _>(
+            env,
+            w,
+            Direction::from_u8(direction as u8),
+        )),
+        Err(reason) => unparsable(&env, reason),
+    }
+}
+
+#[inline(always)]
+const fn action(action: Action) -> i32 {
+    match action {
+        Action::Pass => NEXT,
+        Action::Drop => DROP,
+    }
+}
+
+/// No parse failure ever allows, unless nothing is enforced on this host at all.
+#[inline(always)]
+fn unparsable(env: &Kernel, reason: DropReason) -> i32 {
+    if env.nothing_enforced() {
+        env.tally(DropReason::ModeObserve, 1, u64::from(env.length()));
+        return NEXT;
+    }
+    env.tally(reason, 1, u64::from(env.length()));
+    DROP
+}
+
+/// ARP passes (there is no IPv4 without it); other frames pass and are counted, or drop where configured.
+#[inline(always)]
+fn not_ip(skb: *mut __sk_buff, protocol: u16) -> i32 {
+    const ARP: u16 = 0x0806;
+    if protocol == ARP {
+        return NEXT;
+    }
+    let env = Kernel::new(skb);
+    let drop = match maps::CONFIG.get(0) {
+        Some(config) => config.flags & config_flags::L2_DROP != 0,
+        None => true,
+    };
+    env.tally(DropReason::NonIp, 1, u64::from(env.length()));
+    if drop { DROP } else { NEXT }
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Unreachable: the object is refused by the build if a panic path is left in it.
+    loop {}
+}
+
+/// The licence under which the kernel lets the programs use its GPL helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

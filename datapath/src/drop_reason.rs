@@ -10,6 +10,12 @@ macro_rules! reasons {
         #[repr(u8)]
         pub enum DropReason { $(#[doc = $help] $variant = $number,)+ }
 
+        impl Default for DropReason {
+            fn default() -> Self {
+                Self::None
+            }
+        }
+
         impl DropReason {
             /// Every reason, by number.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];

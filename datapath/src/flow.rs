@@ -1,9 +1,11 @@
 //! The entry of a flow: its flag word, its meta word, and access to one that other CPUs write too.
 
+use core::marker::PhantomData;
 use core::ptr;
 
-use crate::abi::{Body, Flow4, Flow6};
+use crate::abi::Body;
 use crate::conntrack::State;
+use crate::packet::Family;
 
 /// Verdict bits of [`Body::flags`] (bits 16–23).
 pub mod bits {
@@ -162,76 +164,74 @@ impl Flags {
     }
 }
 
-/// An entry in shared memory: line 0 and line 1 of either family.
+/// An entry in shared memory: line 0 and line 1.
 ///
 /// Reads and writes are volatile single words, because other CPUs and user space look at the same entry;
-/// counters are added atomically.
-#[derive(Clone, Copy)]
-pub struct FlowRef {
-    meta0: *mut u64,
-    meta1: *mut u64,
-    body0: *mut Body,
-    body1: *mut Body,
+/// counters are added atomically. One pointer, so that it travels in a register.
+pub struct FlowRef<F> {
+    base: *mut u8,
+    family: PhantomData<F>,
 }
 
-impl FlowRef {
-    /// The lines of an IPv4 entry.
+impl<F> Clone for FlowRef<F> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for FlowRef<F> {}
+
+impl<F: Family> FlowRef<F> {
+    /// The entry at `flow`.
+    ///
+    /// # Safety
+    /// `flow` points to a whole entry that stays readable and writable for as long as the result is used
+    /// (RCU in the kernel, ownership on the host).
     #[must_use]
     #[inline(always)]
-    pub fn of4(flow: *mut Flow4) -> Self {
-        // SAFETY: only addresses are computed; callers pass a pointer to a whole entry.
-        unsafe {
-            let base = ptr::addr_of_mut!((*flow).lines).cast::<crate::abi::Line4>();
-            let next = base.add(1);
-            Self {
-                meta0: ptr::addr_of_mut!((*base).meta),
-                meta1: ptr::addr_of_mut!((*next).meta),
-                body0: ptr::addr_of_mut!((*base).body),
-                body1: ptr::addr_of_mut!((*next).body),
-            }
+    pub const unsafe fn new(flow: *mut F::Flow) -> Self {
+        Self {
+            base: flow.cast(),
+            family: PhantomData,
         }
     }
 
-    /// The lines of an IPv6 entry.
-    #[must_use]
     #[inline(always)]
-    pub fn of6(flow: *mut Flow6) -> Self {
-        // SAFETY: as in `of4`.
-        unsafe {
-            let base = ptr::addr_of_mut!((*flow).lines).cast::<crate::abi::Line6>();
-            let next = base.add(1);
-            Self {
-                meta0: ptr::addr_of_mut!((*base).meta),
-                meta1: ptr::addr_of_mut!((*next).meta),
-                body0: ptr::addr_of_mut!((*base).body),
-                body1: ptr::addr_of_mut!((*next).body),
-            }
-        }
+    fn meta_at(&self, line: usize) -> *mut u64 {
+        // SAFETY: both lines are inside the entry (`new`), and each begins with its meta word.
+        unsafe { self.base.add(line * F::STRIDE).cast() }
     }
 
     /// The meta word of line 0.
     #[must_use]
     #[inline(always)]
     pub fn meta(&self) -> Meta {
-        // SAFETY: the pointers belong to a live entry for as long as the reference is used (RCU in the kernel, ownership on the host).
-        Meta(unsafe { ptr::read_volatile(self.meta0) })
+        // SAFETY: see `new`; an aligned word.
+        Meta(unsafe { ptr::read_volatile(self.meta_at(0)) })
     }
 
     /// Writes the meta word of both lines.
     #[inline(always)]
     pub fn set_meta(&self, meta: Meta) {
-        // SAFETY: as in `meta`.
+        // SAFETY: see `new`; aligned words.
         unsafe {
-            ptr::write_volatile(self.meta0, meta.0);
-            ptr::write_volatile(self.meta1, meta.0);
+            ptr::write_volatile(self.meta_at(0), meta.0);
+            ptr::write_volatile(self.meta_at(1), meta.0);
         }
     }
 
-    /// The line of a direction: 0 lower → higher end.
+    /// The line of a direction: `true` is lower → higher end.
     #[must_use]
     #[inline(always)]
-    pub const fn line(&self, from_lo: bool) -> LineRef {
-        LineRef(if from_lo { self.body0 } else { self.body1 })
+    pub fn line(&self, from_lo: bool) -> LineRef {
+        let offset = if from_lo {
+            F::BODY
+        } else {
+            F::STRIDE + F::BODY
+        };
+        // SAFETY: both bodies are inside the entry.
+        LineRef(unsafe { self.base.add(offset).cast() })
     }
 }
 
@@ -245,14 +245,14 @@ macro_rules! word {
         #[must_use]
         #[inline(always)]
         pub fn $get(&self) -> u32 {
-            // SAFETY: see `FlowRef::meta`; an aligned word is read in one go.
+            // SAFETY: see `FlowRef::new`; an aligned word is read in one go.
             unsafe { ptr::read_volatile(ptr::addr_of!((*self.0).$field)) }
         }
 
         /// Writes it.
         #[inline(always)]
         pub fn $set(&self, value: u32) {
-            // SAFETY: see `FlowRef::meta`; an aligned word is written in one go.
+            // SAFETY: see `FlowRef::new`; an aligned word is written in one go.
             unsafe { ptr::write_volatile(ptr::addr_of_mut!((*self.0).$field), value) }
         }
     };
@@ -274,21 +274,21 @@ impl LineRef {
     #[must_use]
     #[inline(always)]
     pub fn flags(&self) -> Flags {
-        // SAFETY: see `FlowRef::meta`.
+        // SAFETY: see `FlowRef::new`.
         Flags(unsafe { ptr::read_volatile(ptr::addr_of!((*self.0).flags)) })
     }
 
     /// Writes the flag word.
     #[inline(always)]
     pub fn set_flags(&self, flags: Flags) {
-        // SAFETY: see `FlowRef::meta`.
+        // SAFETY: see `FlowRef::new`.
         unsafe { ptr::write_volatile(ptr::addr_of_mut!((*self.0).flags), flags.0) }
     }
 
     /// Counts a packet.
     #[inline(always)]
     pub fn add(&self, packets: u64, bytes: u64) {
-        // SAFETY: see `FlowRef::meta`; the fields are aligned 64-bit words.
+        // SAFETY: see `FlowRef::new`; the fields are aligned 64-bit words.
         unsafe {
             atomic_add(ptr::addr_of_mut!((*self.0).packets), packets);
             atomic_add(ptr::addr_of_mut!((*self.0).bytes), bytes);
@@ -299,7 +299,7 @@ impl LineRef {
     #[must_use]
     #[inline(always)]
     pub fn packets(&self) -> u64 {
-        // SAFETY: see `FlowRef::meta`.
+        // SAFETY: see `FlowRef::new`.
         unsafe { ptr::read_volatile(ptr::addr_of!((*self.0).packets)) }
     }
 
@@ -307,7 +307,7 @@ impl LineRef {
     #[must_use]
     #[inline(always)]
     pub fn bytes(&self) -> u64 {
-        // SAFETY: see `FlowRef::meta`.
+        // SAFETY: see `FlowRef::new`.
         unsafe { ptr::read_volatile(ptr::addr_of!((*self.0).bytes)) }
     }
 }

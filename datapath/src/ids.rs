@@ -65,10 +65,11 @@ pub struct RuleId(pub u32);
 pub struct Generation(pub u32);
 
 /// Direction of a packet, and of a flow's first packet, seen from the endpoint.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[repr(u8)]
 pub enum Direction {
     /// Towards the endpoint.
+    #[default]
     Ingress = 0,
     /// Away from the endpoint.
     Egress = 1,

@@ -4,7 +4,7 @@
 //! parse failure ever allows. Layouts: RFC 791 (IPv4), RFC 8200 (IPv6 and its extension headers),
 //! RFC 4302 (AH), RFC 9293 (TCP), RFC 768 (UDP), RFC 9260 (SCTP), RFC 792 and RFC 4443 (ICMP).
 
-use crate::abi::{Flow4, Flow6, Key4, Key6};
+use crate::abi::{Flow4, Flow6, Key4, Key6, Line4, Line6};
 use crate::drop_reason::DropReason;
 use crate::ids::protocol;
 
@@ -27,11 +27,11 @@ pub trait Family: Copy {
     /// 4 or 6.
     const VERSION: u8;
     /// Network byte order.
-    type Addr: Copy + PartialEq;
+    type Addr: Copy + PartialEq + Default;
     /// Canonical key of the flow table.
-    type Key: Copy;
+    type Key: Copy + Default;
     /// Entry of the flow table.
-    type Flow: Copy;
+    type Flow: Copy + Default;
 
     /// Whether `a` sorts before `b`.
     fn less(a: &Self::Addr, b: &Self::Addr) -> bool;
@@ -39,8 +39,10 @@ pub trait Family: Copy {
     fn mapped(addr: &Self::Addr) -> [u8; 16];
     /// Key from ends that are already in canonical order.
     fn key(ends: Ends<Self::Addr>, protocol: u8, scope: u16) -> Self::Key;
-    /// A new entry's two lines.
-    fn lines(flow: &mut Self::Flow) -> crate::flow::FlowRef;
+    /// Bytes from line 0 to line 1.
+    const STRIDE: usize;
+    /// Offset of the body in a line.
+    const BODY: usize;
     /// Writes key and meta of both lines.
     fn stamp(flow: &mut Self::Flow, key: &Self::Key, meta: u64);
 }
@@ -68,6 +70,8 @@ pub struct V6;
 
 impl Family for V4 {
     const VERSION: u8 = 4;
+    const STRIDE: usize = core::mem::size_of::<Line4>();
+    const BODY: usize = core::mem::offset_of!(Line4, body);
     type Addr = [u8; 4];
     type Key = Key4;
     type Flow = Flow4;
@@ -97,11 +101,6 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn lines(flow: &mut Flow4) -> crate::flow::FlowRef {
-        crate::flow::FlowRef::of4(flow)
-    }
-
-    #[inline(always)]
     fn stamp(flow: &mut Flow4, key: &Key4, meta: u64) {
         let [a, b] = &mut flow.lines;
         (a.key, a.meta, b.key, b.meta) = (*key, meta, *key, meta);
@@ -110,6 +109,8 @@ impl Family for V4 {
 
 impl Family for V6 {
     const VERSION: u8 = 6;
+    const STRIDE: usize = core::mem::size_of::<Line6>();
+    const BODY: usize = core::mem::offset_of!(Line6, body);
     type Addr = [u8; 16];
     type Key = Key6;
     type Flow = Flow6;
@@ -137,11 +138,6 @@ impl Family for V6 {
             pad: 0,
             scope,
         }
-    }
-
-    #[inline(always)]
-    fn lines(flow: &mut Flow6) -> crate::flow::FlowRef {
-        crate::flow::FlowRef::of6(flow)
     }
 
     #[inline(always)]
@@ -177,10 +173,11 @@ pub mod tcp {
 }
 
 /// What kind of treatment a packet asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u8)]
 pub enum Kind {
     /// Judged by policy and tracked.
+    #[default]
     Flow = 0,
     /// ICMP error: allowed if the quoted packet belongs to a tracked flow.
     IcmpError = 1,
@@ -189,7 +186,7 @@ pub enum Kind {
 }
 
 /// A parsed packet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Packet<A> {
     /// Sender.
     pub src: A,
@@ -214,11 +211,11 @@ pub struct Packet<A> {
     /// L3 bytes summed over wire segments.
     pub bytes: u32,
     /// For [`Kind::IcmpError`]: the quoted packet's sender, receiver and ports.
-    pub inner: Option<Inner<A>>,
+    pub inner: Inner<A>,
 }
 
 /// The packet that an ICMP error quotes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Inner<A> {
     /// Sender of the quoted packet.
     pub src: A,
@@ -286,12 +283,12 @@ const IPV6_HEADER: u32 = 40;
 /// Extension headers that are walked before the chain counts as hostile.
 const MAX_EXTENSIONS: u32 = 6;
 
-/// Parses the IPv4 packet at `l3`.
+/// Parses the IPv4 packet at `l3` into `out`, which is meaningless after an error.
 ///
 /// # Errors
 /// The drop reason of a packet that is too short, broken or not understood.
 #[inline(always)]
-pub fn parse4<P: PacketRead>(p: &P, l3: u32) -> Result<Packet<[u8; 4]>, DropReason> {
+pub fn parse4<P: PacketRead>(p: &P, l3: u32, out: &mut Packet<[u8; 4]>) -> Result<(), DropReason> {
     let header: [u8; 20] = p.read(l3).ok_or(DropReason::Truncated)?;
     let [
         vihl,
@@ -334,46 +331,34 @@ pub fn parse4<P: PacketRead>(p: &P, l3: u32) -> Result<Packet<[u8; 4]>, DropReas
     if u16::from_be_bytes([frag_hi & 0x1f, frag_lo]) != 0 {
         return Err(DropReason::Fragment);
     }
+    out.src = [s0, s1, s2, s3];
+    out.dst = [d0, d1, d2, d3];
     let l4 = Layer4 {
         l3,
         offset: l3 + ihl,
         end: l3 + total,
         protocol: proto,
     };
-    let transport = parse_transport(p, l4)?;
-    let mut packet = Packet {
-        src: [s0, s1, s2, s3],
-        dst: [d0, d1, d2, d3],
-        src_port: transport.src_port,
-        dst_port: transport.dst_port,
-        policy_port: transport.policy_port,
-        protocol: proto,
-        tcp_flags: transport.tcp_flags,
-        kind: transport.kind,
-        reply_only: transport.reply_only,
-        packets: transport.packets,
-        bytes: transport.bytes,
-        inner: None,
-    };
-    if let Kind::IcmpError = packet.kind {
-        packet.inner = Some(inner4(p, l4)?);
+    parse_transport(p, l4, out)?;
+    if let Kind::IcmpError = out.kind {
+        inner4(p, l4, &mut out.inner)?;
     }
-    Ok(packet)
+    Ok(())
 }
 
-/// Parses the IPv6 packet at `l3`.
+/// Parses the IPv6 packet at `l3` into `out`, which is meaningless after an error.
 ///
 /// # Errors
 /// The drop reason of a packet that is too short, broken or not understood.
 #[inline(always)]
-pub fn parse6<P: PacketRead>(p: &P, l3: u32) -> Result<Packet<[u8; 16]>, DropReason> {
+pub fn parse6<P: PacketRead>(p: &P, l3: u32, out: &mut Packet<[u8; 16]>) -> Result<(), DropReason> {
     let header: [u8; 8] = p.read(l3).ok_or(DropReason::Truncated)?;
     let [version, _, _, _, len_hi, len_lo, next, hop_limit] = header;
     if version >> 4 != 6 {
         return Err(DropReason::MalformedIp);
     }
-    let src: [u8; 16] = p.read(l3 + 8).ok_or(DropReason::Truncated)?;
-    let dst: [u8; 16] = p.read(l3 + 24).ok_or(DropReason::Truncated)?;
+    out.src = p.read(l3 + 8).ok_or(DropReason::Truncated)?;
+    out.dst = p.read(l3 + 24).ok_or(DropReason::Truncated)?;
     let available = p.frame_len().saturating_sub(l3);
     let total = match u32::from(u16::from_be_bytes([len_hi, len_lo])) {
         0 if p.segments() > 1 => available,
@@ -389,31 +374,14 @@ pub fn parse6<P: PacketRead>(p: &P, l3: u32) -> Result<Packet<[u8; 16]>, DropRea
         end: l3 + total,
         protocol,
     };
-    let transport = parse_transport(p, l4)?;
-    let mut packet = Packet {
-        src,
-        dst,
-        src_port: transport.src_port,
-        dst_port: transport.dst_port,
-        policy_port: transport.policy_port,
-        protocol,
-        tcp_flags: transport.tcp_flags,
-        kind: transport.kind,
-        reply_only: transport.reply_only,
-        packets: transport.packets,
-        bytes: transport.bytes,
-        inner: None,
-    };
-    match packet.kind {
+    parse_transport(p, l4, out)?;
+    match out.kind {
         // RFC 4861 §6.1, §7.1: 255 proves that no router forwarded it. MLD is sent with 1 (RFC 3810 §5).
-        Kind::LinkLocalControl if is_ndp(packet.policy_port) && hop_limit != 255 => {
+        Kind::LinkLocalControl if is_ndp(out.policy_port) && hop_limit != 255 => {
             Err(DropReason::NdpInvalid)
         }
-        Kind::IcmpError => {
-            packet.inner = Some(inner6(p, l4)?);
-            Ok(packet)
-        }
-        _ => Ok(packet),
+        Kind::IcmpError => inner6(p, l4, &mut out.inner),
+        _ => Ok(()),
     }
 }
 
@@ -426,32 +394,20 @@ struct Layer4 {
     protocol: u8,
 }
 
-struct Transport {
-    src_port: u16,
-    dst_port: u16,
-    policy_port: u16,
-    tcp_flags: u8,
-    kind: Kind,
-    reply_only: bool,
-    packets: u32,
-    bytes: u32,
-}
-
 #[inline(always)]
-fn parse_transport<P: PacketRead>(p: &P, l4: Layer4) -> Result<Transport, DropReason> {
+fn parse_transport<A, P: PacketRead>(
+    p: &P,
+    l4: Layer4,
+    out: &mut Packet<A>,
+) -> Result<(), DropReason> {
     let total = l4.end.saturating_sub(l4.l3);
     let room = l4.end.saturating_sub(l4.offset);
     let segments = p.segments();
-    let mut out = Transport {
-        src_port: 0,
-        dst_port: 0,
-        policy_port: 0,
-        tcp_flags: 0,
-        kind: Kind::Flow,
-        reply_only: false,
-        packets: if segments > 1 { segments } else { 1 },
-        bytes: total,
-    };
+    out.protocol = l4.protocol;
+    (out.src_port, out.dst_port, out.policy_port) = (0, 0, 0);
+    (out.tcp_flags, out.kind, out.reply_only) = (0, Kind::Flow, false);
+    out.packets = if segments > 1 { segments } else { 1 };
+    out.bytes = total;
     let mut headers = l4.offset.saturating_sub(l4.l3);
     match l4.protocol {
         protocol::TCP => {
@@ -514,7 +470,7 @@ fn parse_transport<P: PacketRead>(p: &P, l4: Layer4) -> Result<Transport, DropRe
         // Every segment but the first carries its own copy of the headers on the wire.
         out.bytes = total + (segments - 1) * headers;
     }
-    Ok(out)
+    Ok(())
 }
 
 /// SYN with FIN or RST, and segments without any of SYN, FIN, RST, ACK, do not occur in RFC 9293.
@@ -611,7 +567,7 @@ fn walk_extensions<P: PacketRead>(
 }
 
 #[inline(always)]
-fn inner4<P: PacketRead>(p: &P, l4: Layer4) -> Result<Inner<[u8; 4]>, DropReason> {
+fn inner4<P: PacketRead>(p: &P, l4: Layer4, out: &mut Inner<[u8; 4]>) -> Result<(), DropReason> {
     let start = l4.offset + 8;
     let header: [u8; 20] = p.read(start).ok_or(DropReason::IcmpUnrelated)?;
     let [
@@ -641,33 +597,24 @@ fn inner4<P: PacketRead>(p: &P, l4: Layer4) -> Result<Inner<[u8; 4]>, DropReason
         return Err(DropReason::IcmpUnrelated);
     }
     let (src_port, dst_port) = inner_ports(p, start + ihl, proto)?;
-    Ok(Inner {
-        src: [s0, s1, s2, s3],
-        dst: [d0, d1, d2, d3],
-        src_port,
-        dst_port,
-        protocol: proto,
-    })
+    (out.src, out.dst) = ([s0, s1, s2, s3], [d0, d1, d2, d3]);
+    (out.src_port, out.dst_port, out.protocol) = (src_port, dst_port, proto);
+    Ok(())
 }
 
 #[inline(always)]
-fn inner6<P: PacketRead>(p: &P, l4: Layer4) -> Result<Inner<[u8; 16]>, DropReason> {
+fn inner6<P: PacketRead>(p: &P, l4: Layer4, out: &mut Inner<[u8; 16]>) -> Result<(), DropReason> {
     let start = l4.offset + 8;
     let header: [u8; 8] = p.read(start).ok_or(DropReason::IcmpUnrelated)?;
     let [version, _, _, _, _, _, proto, _] = header;
     if version >> 4 != 6 {
         return Err(DropReason::IcmpUnrelated);
     }
-    let src: [u8; 16] = p.read(start + 8).ok_or(DropReason::IcmpUnrelated)?;
-    let dst: [u8; 16] = p.read(start + 24).ok_or(DropReason::IcmpUnrelated)?;
+    out.src = p.read(start + 8).ok_or(DropReason::IcmpUnrelated)?;
+    out.dst = p.read(start + 24).ok_or(DropReason::IcmpUnrelated)?;
     let (src_port, dst_port) = inner_ports(p, start + IPV6_HEADER, proto)?;
-    Ok(Inner {
-        src,
-        dst,
-        src_port,
-        dst_port,
-        protocol: proto,
-    })
+    (out.src_port, out.dst_port, out.protocol) = (src_port, dst_port, proto);
+    Ok(())
 }
 
 #[inline(always)]

@@ -25,7 +25,7 @@ pub trait PolicyLookup {
 }
 
 /// One end of a flow, as its first packet shows it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Query {
     /// [`crate::ids::EndpointId`] number.
     pub endpoint: u32,
@@ -44,7 +44,7 @@ pub struct Query {
 }
 
 /// What was decided.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Decision {
     /// The packet passes.
     pub allow: bool,
@@ -76,8 +76,9 @@ pub struct Decision {
 
 impl Decision {
     /// A deny that no mode softens.
+    #[must_use]
     #[inline(always)]
-    const fn hard_deny(reason: DropReason, rule: u32) -> Self {
+    pub const fn hard_deny(reason: DropReason, rule: u32) -> Self {
         Self {
             allow: false,
             evaluated: false,

@@ -1,0 +1,373 @@
+//! The kernel's side of `datapath::pipeline::Env`: maps, clocks, the ring.
+
+use core::ffi::c_void;
+use core::ptr::{self, NonNull};
+
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, BPF_RB_NO_WAKEUP};
+use aya_ebpf::helpers::generated::{
+    bpf_get_socket_cookie, bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_map_lookup_elem,
+    bpf_map_update_elem,
+};
+use datapath::abi::{
+    ActiveWord, AddrValue, Cidr4Key, Cidr6Key, ClassKey, ClassValue, Config, DenyKey, DenyValue,
+    EndpointValue, Event, FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, Key4, Key6, Loss,
+    RuleKey, RuleValue, mode,
+};
+use datapath::drop_reason::DropReason;
+use datapath::flow::{FlowRef, atomic_add};
+use datapath::packet::{Family, V4, V6};
+use datapath::pipeline::{Denial, Env, InsertError};
+use datapath::verdict::PolicyLookup;
+
+use crate::maps;
+
+/// `-EEXIST`.
+const EEXIST: i64 = -17;
+
+/// Everything that a program reaches beside its packet.
+#[derive(Clone, Copy)]
+pub struct Kernel {
+    skb: *mut __sk_buff,
+}
+
+/// The value behind a key in a map given by address.
+#[inline(always)]
+fn lookup<K, V>(map: *mut c_void, key: &K) -> Option<NonNull<V>> {
+    // SAFETY: the map's key type is `K` (its declaration says so) and the verifier checks both sizes.
+    NonNull::new(unsafe { bpf_map_lookup_elem(map, ptr::from_ref(key).cast()) }.cast())
+}
+
+/// A value copied at once: a hash slot may be reused at any time.
+#[inline(always)]
+fn copied<V: Copy>(value: Option<NonNull<V>>) -> Option<V> {
+    // SAFETY: a whole map value that stays readable under RCU while the program runs.
+    value.map(|value| unsafe { *value.as_ptr() })
+}
+
+/// The value in the inner map of a slot.
+macro_rules! inner {
+    ($map:ident, $slot:expr, $key:expr) => {
+        match maps::$map.get($slot) {
+            Some(inner) => copied(lookup(ptr::from_ref(inner).cast_mut().cast(), $key)),
+            None => None,
+        }
+    };
+}
+
+impl Kernel {
+    /// For the packet of a context.
+    #[inline(always)]
+    pub const fn new(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+
+    /// Length of the packet, link layer included.
+    #[inline(always)]
+    pub fn length(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb).len }
+    }
+
+    /// Counts by drop reason.
+    #[inline(always)]
+    pub fn tally(&self, reason: DropReason, packets: u64, bytes: u64) {
+        if let Some(counter) = maps::REASONS.get_ptr_mut(reason as u32) {
+            // SAFETY: this CPU's own slot.
+            unsafe {
+                (*counter).packets += packets;
+                (*counter).bytes += bytes;
+            }
+        }
+    }
+
+    /// Whether the active content enforces nothing at all (observe mode, learning, opened by an operator).
+    #[inline(always)]
+    pub fn nothing_enforced(&self) -> bool {
+        let Some(config) = maps::CONFIG.get(0) else {
+            return false;
+        };
+        let word = active_word();
+        if word.is_learning() || config.panic == datapath::abi::panic::OPEN {
+            return true;
+        }
+        // SAFETY: helper without arguments.
+        let (_, slot, _) = word.effective(unsafe { bpf_ktime_get_boot_ns() } / 1_000_000_000);
+        let endpoint: Option<EndpointValue> = inner!(ENDPOINTS, slot, &config.endpoint);
+        match endpoint {
+            Some(endpoint) => {
+                endpoint.mode == mode::OBSERVE && config.panic == datapath::abi::panic::NONE
+            }
+            None => false,
+        }
+    }
+
+    /// This CPU's scratch memory.
+    #[inline(always)]
+    pub fn scratch(&self, index: u32) -> Option<&'static mut maps::Scratch> {
+        // SAFETY: this CPU's own slot, and no two references to one index live at once.
+        maps::SCRATCH
+            .get_ptr_mut(index)
+            .map(|scratch| unsafe { &mut *scratch })
+    }
+}
+
+#[inline(always)]
+fn active_word() -> ActiveWord {
+    match maps::ACTIVE.get_ptr(0) {
+        // SAFETY: an aligned word of a map value; user space writes it in one store.
+        Some(word) => ActiveWord(unsafe { ptr::read_volatile(word) }),
+        None => ActiveWord(0),
+    }
+}
+
+/// One slot's content.
+#[derive(Clone, Copy)]
+pub struct Content {
+    slot: u32,
+}
+
+impl PolicyLookup for Content {
+    #[inline(always)]
+    fn endpoint(&self, endpoint: u32) -> Option<EndpointValue> {
+        inner!(ENDPOINTS, self.slot, &endpoint)
+    }
+
+    #[inline(always)]
+    fn class(&self, key: &ClassKey) -> Option<ClassValue> {
+        inner!(CLASSES, self.slot, key)
+    }
+
+    #[inline(always)]
+    fn rule(&self, key: &RuleKey) -> Option<RuleValue> {
+        inner!(RULES, self.slot, key)
+    }
+
+    #[inline(always)]
+    fn filter(&self, key: &RuleKey) -> Option<FilterValue> {
+        inner!(FILTERS, self.slot, key)
+    }
+
+    #[inline(always)]
+    fn failsafe(&self, key: &FailsafeKey) -> Option<FailsafeValue> {
+        copied(lookup((&raw const maps::FAILSAFES).cast_mut().cast(), key))
+    }
+
+    #[inline(always)]
+    fn boot_ns(&self) -> u64 {
+        // SAFETY: helper without arguments.
+        unsafe { bpf_ktime_get_boot_ns() }
+    }
+}
+
+/// What differs between the families: which maps.
+macro_rules! env {
+    ($family:ident, $addr_map:ident, $cidr_map:ident, $cidr_key:ident, $bits:literal, $flows:ident, $key:ident, $flow:ident, $scratch:ident) => {
+        impl Env<$family> for Kernel {
+            type Policy = Content;
+
+            #[inline(always)]
+            fn config(&self) -> Option<&Config> {
+                maps::CONFIG.get(0)
+            }
+
+            #[inline(always)]
+            fn active(&self) -> ActiveWord {
+                active_word()
+            }
+
+            #[inline(always)]
+            fn jiffies(&self) -> u32 {
+                // SAFETY: helper without arguments.
+                unsafe { bpf_jiffies64() as u32 }
+            }
+
+            #[inline(always)]
+            fn boot_ns(&self) -> u64 {
+                // SAFETY: helper without arguments.
+                unsafe { bpf_ktime_get_boot_ns() }
+            }
+
+            #[inline(always)]
+            fn policy(&self, slot: u32) -> Content {
+                Content { slot }
+            }
+
+            #[inline(always)]
+            fn binding(&self, slot: u32, addr: &<$family as Family>::Addr) -> AddrValue {
+                let exact: Option<AddrValue> = inner!($addr_map, slot, addr);
+                if let Some(value) = exact {
+                    return value;
+                }
+                let key = $cidr_key {
+                    prefix_len: $bits,
+                    addr: *addr,
+                };
+                let prefix: Option<AddrValue> = inner!($cidr_map, slot, &key);
+                prefix.unwrap_or_default()
+            }
+
+            #[inline(always)]
+            fn find(&self, key: &$key) -> Option<FlowRef<$family>> {
+                lookup((&raw const maps::$flows).cast_mut().cast(), key)
+                    // SAFETY: a whole entry, readable and writable under RCU while the program runs.
+                    .map(|flow: NonNull<$flow>| unsafe { FlowRef::new(flow.as_ptr()) })
+            }
+
+            #[inline(always)]
+            fn insert(
+                &self,
+                key: &$key,
+                replace: bool,
+                fill: impl FnOnce(&mut $flow),
+            ) -> Result<(), InsertError> {
+                let Some(scratch) = self.scratch(0) else {
+                    return Err(InsertError::Full);
+                };
+                let flow = &mut scratch.$scratch;
+                *flow = $flow::default();
+                fill(flow);
+                let flags = if replace { BPF_ANY } else { BPF_NOEXIST };
+                // SAFETY: key and value are the map's types and live through the call.
+                let result = unsafe {
+                    bpf_map_update_elem(
+                        (&raw const maps::$flows).cast_mut().cast(),
+                        ptr::from_ref(key).cast(),
+                        ptr::from_mut(flow).cast(),
+                        u64::from(flags),
+                    )
+                };
+                match result {
+                    0 => Ok(()),
+                    EEXIST => Err(InsertError::Exists),
+                    _ => Err(InsertError::Full),
+                }
+            }
+
+            #[inline(always)]
+            fn emit(&self, fill: impl FnOnce(&mut Event)) -> bool {
+                emit(fill)
+            }
+
+            #[inline(always)]
+            fn deny(&self, fill: impl FnOnce(&mut DenyKey), denial: &Denial) -> bool {
+                deny(self, fill, denial)
+            }
+
+            #[inline(always)]
+            fn count(&self, reason: DropReason, packets: u64, bytes: u64) {
+                self.tally(reason, packets, bytes);
+            }
+
+            #[inline(always)]
+            fn lose(&self, cause: Loss) {
+                lose(cause);
+            }
+
+            #[inline(always)]
+            fn ifindex(&self) -> u32 {
+                // SAFETY: the context is valid while the program runs.
+                unsafe { (*self.skb).ifindex }
+            }
+
+            #[inline(always)]
+            fn cookie(&self) -> u64 {
+                // SAFETY: the context is valid while the program runs.
+                unsafe { bpf_get_socket_cookie(self.skb.cast()) }
+            }
+        }
+    };
+}
+
+env!(V4, ADDR4, CIDR4, Cidr4Key, 32, FLOWS4, Key4, Flow4, flow4);
+env!(V6, ADDR6, CIDR6, Cidr6Key, 128, FLOWS6, Key6, Flow6, flow6);
+
+#[inline(always)]
+fn lose(cause: Loss) {
+    if let Some(count) = maps::LOSSES.get_ptr_mut(cause as u32) {
+        // SAFETY: this CPU's own slot.
+        unsafe { *count += 1 };
+    }
+}
+
+/// Sends a notice without waking anybody: a wake-up costs microseconds, the agent looks every few milliseconds.
+#[inline(always)]
+fn emit(fill: impl FnOnce(&mut Event)) -> bool {
+    let Some(mut entry) = maps::EVENTS.reserve_untyped::<Event>(0) else {
+        lose(Loss::RingFull);
+        return false;
+    };
+    // SAFETY: the reservation is a whole, aligned `Event`, and `fill` writes every field of it.
+    fill(unsafe { &mut *entry.as_mut_ptr() });
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+    true
+}
+
+#[inline(always)]
+fn deny(env: &Kernel, fill: impl FnOnce(&mut DenyKey), denial: &Denial) -> bool {
+    let Some(scratch) = env.scratch(0) else {
+        return false;
+    };
+    fill(&mut scratch.deny_key);
+    let map: *mut c_void = (&raw const maps::DENIES).cast_mut().cast();
+    let found: Option<NonNull<DenyValue>> = lookup(map, &scratch.deny_key);
+    if let Some(value) = found {
+        return again(value.as_ptr(), denial);
+    }
+    scratch.deny_value = DenyValue {
+        packets: denial.packets,
+        bytes: denial.bytes,
+        first: denial.now,
+        last: denial.now,
+        announced: denial.now,
+        identity: denial.identity,
+        generation: denial.generation,
+        draft_rule: denial.draft_rule,
+        draft: denial.draft,
+        source_port: u32::from(denial.source_port),
+    };
+    // SAFETY: key and value are the map's types and live through the call.
+    let result = unsafe {
+        bpf_map_update_elem(
+            map,
+            ptr::from_ref(&scratch.deny_key).cast(),
+            ptr::from_ref(&scratch.deny_value).cast(),
+            u64::from(BPF_NOEXIST),
+        )
+    };
+    match result {
+        0 => true,
+        EEXIST => {
+            let found: Option<NonNull<DenyValue>> = lookup(map, &scratch.deny_key);
+            match found {
+                Some(value) => again(value.as_ptr(), denial),
+                None => false,
+            }
+        }
+        _ => {
+            lose(Loss::DenyTableFull);
+            // Without an aggregate every packet would be announced: the ring's own limit holds then.
+            true
+        }
+    }
+}
+
+/// Adds to an aggregate that exists; true when it is time to announce it again.
+#[inline(always)]
+fn again(value: *mut DenyValue, denial: &Denial) -> bool {
+    // SAFETY: a whole map value; counters are added atomically, the rest are single words.
+    unsafe {
+        atomic_add(&raw mut (*value).packets, denial.packets);
+        atomic_add(&raw mut (*value).bytes, denial.bytes);
+        ptr::write_volatile(&raw mut (*value).last, denial.now);
+        ptr::write_volatile(&raw mut (*value).generation, denial.generation);
+        let announced = ptr::read_volatile(&raw const (*value).announced);
+        let Some(config) = maps::CONFIG.get(0) else {
+            return false;
+        };
+        if config.deny_interval != 0 && denial.now.wrapping_sub(announced) >= config.deny_interval {
+            ptr::write_volatile(&raw mut (*value).announced, denial.now);
+            return true;
+        }
+    }
+    false
+}

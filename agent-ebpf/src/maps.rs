@@ -1,0 +1,119 @@
+//! The maps, declared once; names, keys and values are `datapath::abi`'s.
+
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use datapath::abi::{
+    AddrValue, ClassKey, ClassValue, Clock, Config, Counter, DenyKey, DenyValue, EndpointValue,
+    FailsafeValue, FilterValue, Flow4, Flow6, Key4, Key6, Loss, RuleValue,
+};
+use datapath::drop_reason::DropReason;
+use datapath::packet::{V4, V6};
+use datapath::pipeline::Workspace;
+
+/// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h).
+const MMAPABLE: usize = 1 << 10;
+
+/// Capacity of the flow tables unless the agent asks for another.
+const FLOWS: usize = 262_144;
+/// Capacity of an inner map in the object; the agent makes its own, sized to the content.
+const INNER: usize = 16;
+
+/// Data part of a rule key: class, protocol, port, zero.
+pub type RuleData = [u8; 8];
+/// Data part of a failsafe key: direction, protocol, port, address.
+pub type FailsafeData = [u8; 20];
+
+/// Settings.
+#[btf_map]
+pub static CONFIG: Array<Config, 1> = Array::new();
+
+/// The active word; user space writes it through a mapping, in one store.
+#[btf_map]
+pub static ACTIVE: Array<u64, 1, MMAPABLE> = Array::new();
+
+/// Jiffies against boot time.
+#[btf_map]
+pub static CLOCK: Array<Clock, 1> = Array::new();
+
+/// IPv4 host addresses by slot.
+#[btf_map]
+pub static ADDR4: ArrayOfMaps<HashMap<[u8; 4], AddrValue, INNER>, 2> = ArrayOfMaps::new();
+
+/// IPv6 host addresses by slot.
+#[btf_map]
+pub static ADDR6: ArrayOfMaps<HashMap<[u8; 16], AddrValue, INNER>, 2> = ArrayOfMaps::new();
+
+/// IPv4 prefixes by slot.
+#[btf_map]
+pub static CIDR4: ArrayOfMaps<LpmTrie<[u8; 4], AddrValue, INNER>, 2> = ArrayOfMaps::new();
+
+/// IPv6 prefixes by slot.
+#[btf_map]
+pub static CIDR6: ArrayOfMaps<LpmTrie<[u8; 16], AddrValue, INNER>, 2> = ArrayOfMaps::new();
+
+/// Endpoints by slot.
+#[btf_map]
+pub static ENDPOINTS: ArrayOfMaps<HashMap<u32, EndpointValue, INNER>, 2> = ArrayOfMaps::new();
+
+/// Classes of peers by slot.
+#[btf_map]
+pub static CLASSES: ArrayOfMaps<HashMap<ClassKey, ClassValue, INNER>, 2> = ArrayOfMaps::new();
+
+/// Cells of classes by slot.
+#[btf_map]
+pub static RULES: ArrayOfMaps<LpmTrie<RuleData, RuleValue, INNER>, 2> = ArrayOfMaps::new();
+
+/// Cells of filter classes by slot.
+#[btf_map]
+pub static FILTERS: ArrayOfMaps<LpmTrie<RuleData, FilterValue, INNER>, 2> = ArrayOfMaps::new();
+
+/// Configured failsafes.
+#[btf_map]
+pub static FAILSAFES: LpmTrie<FailsafeData, FailsafeValue, 4096> = LpmTrie::new();
+
+/// Flows, IPv4.
+#[btf_map]
+pub static FLOWS4: HashMap<Key4, Flow4, FLOWS> = HashMap::new();
+
+/// Flows, IPv6.
+#[btf_map]
+pub static FLOWS6: HashMap<Key6, Flow6, FLOWS> = HashMap::new();
+
+/// Denials, aggregated.
+#[btf_map]
+pub static DENIES: HashMap<DenyKey, DenyValue, 65_536> = HashMap::new();
+
+/// Notices to the agent. `()`: a typed ring is refused by libbpf and bpftool.
+#[btf_map]
+pub static EVENTS: RingBuf<(), 4_194_304> = RingBuf::new();
+
+/// Packets and bytes by drop reason.
+#[btf_map]
+pub static REASONS: PerCpuArray<Counter, { DropReason::SLOTS }> = PerCpuArray::new();
+
+/// Lost records by cause.
+#[btf_map]
+pub static LOSSES: PerCpuArray<u64, { Loss::SLOTS }> = PerCpuArray::new();
+
+/// What is too large for the 512-byte stack.
+#[repr(C)]
+pub struct Scratch {
+    /// An IPv4 packet on its way.
+    pub work4: Workspace<V4>,
+    /// An IPv6 packet on its way.
+    pub work6: Workspace<V6>,
+    /// An IPv4 entry being made.
+    pub flow4: Flow4,
+    /// An IPv6 entry being made.
+    pub flow6: Flow6,
+    /// A denial's key.
+    pub deny_key: DenyKey,
+    /// Zero.
+    pub pad: u32,
+    /// A denial's value.
+    pub deny_value: DenyValue,
+}
+
+/// One a CPU. Hooks run with bottom halves off, so no other packet uses it before this one is done.
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

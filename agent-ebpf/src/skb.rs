@@ -1,0 +1,43 @@
+//! Bytes of a packet: direct access first, a helper where the linear part ends.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
+use datapath::packet::PacketRead;
+
+/// A frame at a TC hook.
+#[derive(Clone, Copy)]
+pub struct Frame {
+    skb: *mut __sk_buff,
+}
+
+impl Frame {
+    /// The frame of a context.
+    #[inline(always)]
+    pub const fn new(skb: *mut __sk_buff) -> Self {
+        Self { skb }
+    }
+}
+
+impl PacketRead for Frame {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = [0u8; N];
+        // SAFETY: the helper writes N bytes to the array or fails; it also reaches non-linear data.
+        let result = unsafe {
+            bpf_skb_load_bytes(self.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32)
+        };
+        if result == 0 { Some(bytes) } else { None }
+    }
+
+    #[inline(always)]
+    fn frame_len(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb).len }
+    }
+
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb).gso_segs }
+    }
+}

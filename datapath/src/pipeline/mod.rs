@@ -1,0 +1,344 @@
+//! The way of a packet: active word → parse → conntrack → policy → entry, counters, event.
+//!
+//! Generic over [`Env`], which is maps and helpers in the kernel and ordinary collections on the host, so
+//! that the same packets give the same verdicts in both. Everything a packet needs on its way is in one
+//! [`Workspace`], because the kernel's stack has 512 bytes.
+
+mod existing;
+mod notice;
+mod opening;
+
+use crate::abi::{ActiveWord, AddrValue, Config, DenyKey, Event, Loss, mode, panic};
+use crate::drop_reason::DropReason;
+use crate::flow::{FlowRef, bits};
+use crate::ids::{Direction, protocol};
+use crate::packet::{Family, Kind, Packet, canonical};
+use crate::verdict::{Decision, PolicyLookup, Query, decide};
+
+use existing::Existing;
+
+/// What a hook does with the packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// On to the next program or the stack.
+    Pass,
+    /// Gone.
+    Drop,
+}
+
+/// An entry that could not be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InsertError {
+    /// Another CPU made it first.
+    Exists,
+    /// No room.
+    Full,
+}
+
+/// A denial to be aggregated and, perhaps, announced.
+#[derive(Clone, Copy, Debug)]
+pub struct Denial {
+    /// Wire segments.
+    pub packets: u64,
+    /// L3 bytes.
+    pub bytes: u64,
+    /// Jiffies.
+    pub now: u32,
+    /// Peer's identity.
+    pub identity: u32,
+    /// Generation that denied.
+    pub generation: u32,
+    /// Draft rule.
+    pub draft_rule: u32,
+    /// Draft verdict.
+    pub draft: u32,
+    /// Source port of the packet.
+    pub source_port: u16,
+}
+
+/// Maps, clocks and output. Small and copied freely: in the kernel it is the packet's context.
+pub trait Env<F: Family>: Copy {
+    /// Look-ups in one slot's content.
+    type Policy: PolicyLookup;
+
+    /// Settings; `None` only if the map itself is missing.
+    fn config(&self) -> Option<&Config>;
+    /// The active word.
+    fn active(&self) -> ActiveWord;
+    /// Low 32 bits of jiffies.
+    fn jiffies(&self) -> u32;
+    /// Nanoseconds since boot.
+    fn boot_ns(&self) -> u64;
+    /// The content of a slot.
+    fn policy(&self, slot: u32) -> Self::Policy;
+    /// Binding of an address in a slot's content; unknown on a miss.
+    fn binding(&self, slot: u32, addr: &F::Addr) -> AddrValue;
+    /// The entry of a flow.
+    fn find(&self, key: &F::Key) -> Option<FlowRef<F>>;
+    /// Makes an entry that `fill` has written; `replace` overwrites the one that is there.
+    ///
+    /// # Errors
+    /// When another CPU was first, or there is no room.
+    fn insert(
+        &self,
+        key: &F::Key,
+        replace: bool,
+        fill: impl FnOnce(&mut F::Flow),
+    ) -> Result<(), InsertError>;
+    /// Sends a notice; a full ring is counted.
+    fn emit(&self, fill: impl FnOnce(&mut Event)) -> bool;
+    /// Adds to the aggregate of a key; true when it should be announced.
+    fn deny(&self, fill: impl FnOnce(&mut DenyKey), denial: &Denial) -> bool;
+    /// Counts by drop reason.
+    fn count(&self, reason: DropReason, packets: u64, bytes: u64);
+    /// Counts a lost record.
+    fn lose(&self, cause: Loss);
+    /// Device of the packet.
+    fn ifindex(&self) -> u32;
+    /// Cookie of the packet's socket; 0 when unknown.
+    fn cookie(&self) -> u64;
+}
+
+/// What counts for this packet, read once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Now {
+    generation: u32,
+    slot: u32,
+    jiffies: u32,
+    panic: u32,
+    endpoint: u32,
+    full_allow: bool,
+    learning: bool,
+}
+
+/// Everything about one packet on its way.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Workspace<F: Family> {
+    /// The parsed packet.
+    pub packet: Packet<F::Addr>,
+    /// What the verdict was asked for, or is going to be.
+    pub query: Query,
+    /// What was decided.
+    pub decision: Decision,
+    key: F::Key,
+    now: Now,
+    direction: Direction,
+    from_lo: bool,
+    from_initiator: bool,
+    back_filtered: bool,
+    verdict_bits: u8,
+    reason: u8,
+    state: u8,
+    sequence: u32,
+}
+
+impl<F: Family> Workspace<F> {
+    #[inline(always)]
+    fn weight(&self) -> (u64, u64) {
+        (u64::from(self.packet.packets), u64::from(self.packet.bytes))
+    }
+}
+
+/// Judges the parsed packet in `w` at a hook and accounts for it.
+#[inline(always)]
+pub fn process<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, direction: Direction) -> Action {
+    let Some(config) = env.config() else {
+        return Action::Drop;
+    };
+    let word = env.active();
+    let (packets, bytes) = w.weight();
+    if let Kind::LinkLocalControl = w.packet.kind {
+        env.count(DropReason::None, packets, bytes);
+        return Action::Pass;
+    }
+    if word.is_empty() {
+        // Nothing was ever activated. The agent activates before it attaches, so this is a broken map: unknown denies.
+        env.count(DropReason::NoPolicy, packets, bytes);
+        return Action::Drop;
+    }
+    let (generation, slot, _) = if word.is_pending() {
+        word.effective(env.boot_ns() / 1_000_000_000)
+    } else {
+        (word.generation(), word.slot(), false)
+    };
+    w.direction = direction;
+    w.now = Now {
+        generation,
+        slot,
+        jiffies: env.jiffies(),
+        panic: config.panic,
+        endpoint: config.endpoint,
+        full_allow: config.flags & crate::abi::config_flags::FULL_ALLOW != 0,
+        learning: word.is_learning() || config.panic == panic::OPEN,
+    };
+    if let Kind::IcmpError = w.packet.kind {
+        return icmp_error(env, w);
+    }
+    if w.now.panic == panic::CLOSE {
+        return failsafes_only(env, w);
+    }
+    let (ends, from_lo) = canonical::<F>(
+        &w.packet.src,
+        &w.packet.dst,
+        w.packet.src_port,
+        w.packet.dst_port,
+    );
+    w.key = F::key(ends, w.packet.protocol, w.now.endpoint as u16);
+    w.from_lo = from_lo;
+    let mut replace = false;
+    if let Some(entry) = env.find(&w.key) {
+        match existing::pass(env, w, entry, config) {
+            Existing::Pass => return Action::Pass,
+            Existing::Drop => return Action::Drop,
+            Existing::Replace => replace = true,
+        }
+    }
+    opening::judge(env, w, replace)
+}
+
+/// Writes the query of the flow's first packet, whichever packet of it this is.
+#[inline(always)]
+fn ask<F: Family, E: Env<F>>(
+    env: E,
+    w: &mut Workspace<F>,
+    from_initiator: bool,
+    flow_direction: Direction,
+) {
+    let packet = &w.packet;
+    let peer = if let Direction::Ingress = w.direction {
+        &packet.src
+    } else {
+        &packet.dst
+    };
+    let (src_port, port) = if from_initiator {
+        (packet.src_port, packet.policy_port)
+    } else {
+        (packet.dst_port, answered_port(packet))
+    };
+    w.query.peer = env.binding(w.now.slot, peer);
+    w.query.peer_addr = F::mapped(peer);
+    w.query.endpoint = w.now.endpoint;
+    w.query.direction = flow_direction;
+    w.query.protocol = packet.protocol;
+    w.query.src_port = src_port;
+    w.query.port = port;
+}
+
+/// What policy calls the port of the flow that this packet answers: an echo reply answers an echo request
+/// (types 8 and 0 in RFC 792, 128 and 129 in RFC 4443).
+#[inline(always)]
+const fn answered_port<A>(packet: &Packet<A>) -> u16 {
+    match packet.protocol {
+        protocol::ICMP if packet.policy_port >> 8 == 0 => 8 << 8,
+        protocol::ICMPV6 if packet.policy_port >> 8 == 129 => 128 << 8,
+        protocol::ICMP | protocol::ICMPV6 => packet.policy_port,
+        _ => packet.src_port,
+    }
+}
+
+/// The query of the flow's answers: filters are stateless, so they speak about each direction by itself.
+#[inline(always)]
+fn reply_query(query: &Query) -> Query {
+    let port = match query.protocol {
+        protocol::ICMP if query.port == 8 << 8 => 0,
+        protocol::ICMPV6 if query.port == 128 << 8 => 129 << 8,
+        protocol::ICMP | protocol::ICMPV6 => query.port,
+        _ => query.src_port,
+    };
+    Query {
+        direction: query.direction.flipped(),
+        src_port: query.port,
+        port,
+        ..*query
+    }
+}
+
+/// Runs the verdict on the query in the workspace.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn decide_into<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, panic_close: bool) {
+    let policy = env.policy(w.now.slot);
+    w.decision = decide(&policy, &w.query, panic_close);
+}
+
+/// Whether a stateless filter drops the flow's answers.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn filter_back<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) {
+    let policy = env.policy(w.now.slot);
+    w.back_filtered = crate::verdict::filtered(&policy, &reply_query(&w.query));
+}
+
+#[inline(always)]
+const fn decision_bits(decision: &Decision) -> u8 {
+    let mut out = 0;
+    if !decision.evaluated {
+        out |= bits::EVALUATED_DENY;
+    }
+    if !decision.draft {
+        out |= bits::DRAFT_DENY;
+    }
+    if decision.keep && decision.evaluated {
+        out |= bits::KEEP;
+    }
+    if decision.failsafe {
+        out |= bits::FAILSAFE;
+    }
+    out
+}
+
+/// `panic close`: failsafes only, established flows included, and no state is touched.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn failsafes_only<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
+    let (packets, bytes) = w.weight();
+    let direction = w.direction;
+    ask(env, w, true, direction);
+    decide_into(env, w, true);
+    if !w.decision.allow {
+        // Either end may have begun: a failsafe covers its answers too.
+        ask(env, w, false, direction.flipped());
+        decide_into(env, w, true);
+    }
+    if w.decision.allow {
+        env.count(DropReason::None, packets, bytes);
+        return Action::Pass;
+    }
+    env.count(DropReason::PanicClose, packets, bytes);
+    Action::Drop
+}
+
+/// An ICMP error passes if what it quotes is a packet of a tracked, allowed flow that its receiver sent.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn icmp_error<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
+    let (packets, bytes) = w.weight();
+    let inner = &w.packet.inner;
+    let mut related = false;
+    if inner.src == w.packet.dst {
+        let (ends, _) = canonical::<F>(&inner.src, &inner.dst, inner.src_port, inner.dst_port);
+        w.key = F::key(ends, inner.protocol, w.now.endpoint as u16);
+        if let Some(entry) = env.find(&w.key) {
+            related = entry.line(true).flags().verdict() & bits::ALLOW != 0
+                && entry.meta().generation() == w.now.generation;
+        }
+    }
+    let close = w.now.panic == panic::CLOSE;
+    if (related || w.now.learning) && !close {
+        env.count(DropReason::None, packets, bytes);
+        return Action::Pass;
+    }
+    let observed = match env.policy(w.now.slot).endpoint(w.now.endpoint) {
+        Some(endpoint) => endpoint.mode == mode::OBSERVE,
+        None => false,
+    };
+    if observed && !close {
+        env.count(DropReason::ModeObserve, packets, bytes);
+        return Action::Pass;
+    }
+    let reason = if close {
+        DropReason::PanicClose
+    } else {
+        DropReason::IcmpUnrelated
+    };
+    w.decision = Decision::hard_deny(reason, 0);
+    w.query.peer = AddrValue::default();
+    notice::deny(env, w, false);
+    Action::Drop
+}

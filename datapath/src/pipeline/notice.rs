@@ -1,0 +1,193 @@
+//! What the agent is told: new and closed flows, and denials (aggregated; only some are announced).
+
+use crate::abi::{Event, event_kind, verdict};
+use crate::flow::{FlowRef, bits};
+use crate::ids::protocol;
+use crate::packet::Family;
+
+use super::{Denial, Env, Workspace, decision_bits};
+
+/// Announces the flow that the workspace describes.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub(super) fn new<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) {
+    let ifindex = env.ifindex();
+    let w = &*w;
+    env.emit(|event| {
+        let (packets, bytes) = w.weight();
+        event.kind = event_kind::NEW;
+        event.direction = w.query.direction as u8;
+        event.verdict = w.verdict_bits;
+        event.reason = w.reason;
+        event.state = w.state;
+        event.tcp_flags = w.packet.tcp_flags;
+        event.generation = w.now.generation;
+        event.rule = w.decision.rule;
+        event.draft_rule = w.decision.draft_rule;
+        event.identity = w.query.peer.identity;
+        orient(event, w, w.from_initiator);
+        event.sequence = w.sequence & 0x00ff_ffff;
+        event.packets = if w.from_initiator {
+            [packets, 0]
+        } else {
+            [0, packets]
+        };
+        event.bytes = if w.from_initiator {
+            [bytes, 0]
+        } else {
+            [0, bytes]
+        };
+        event.first = w.now.jiffies;
+        event.last = w.now.jiffies;
+        event.cookie = 0;
+        event.ifindex = ifindex;
+        event.opening = w.packet.is_opening() as u32;
+        event.pad = 0;
+    });
+}
+
+/// Announces the end of an entry; false when the ring was full.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub(super) fn close<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef<F>) -> bool {
+    let ifindex = env.ifindex();
+    let w = &*w;
+    env.emit(|event| {
+        let lo = entry.line(true);
+        let hi = entry.line(false);
+        let flags = lo.flags();
+        let meta = entry.meta();
+        let initiator_is_lo = flags.verdict() & bits::INITIATOR_HI == 0;
+        let requests = entry.line(initiator_is_lo);
+        let answers = entry.line(!initiator_is_lo);
+        event.kind = event_kind::CLOSE;
+        event.direction = if flags.verdict() & bits::EGRESS != 0 {
+            1
+        } else {
+            0
+        };
+        event.verdict = flags.verdict();
+        event.reason = flags.reason();
+        event.state = flags.state().0;
+        event.tcp_flags = flags.tcp() | hi.flags().tcp();
+        event.generation = meta.generation();
+        event.rule = lo.a();
+        event.draft_rule = lo.b();
+        event.identity = lo.c();
+        orient(event, w, w.from_lo == initiator_is_lo);
+        event.sequence = meta.sequence();
+        event.packets = [requests.packets(), answers.packets()];
+        event.bytes = [requests.bytes(), answers.bytes()];
+        event.first = hi.a();
+        event.last = later(lo.last(), hi.last());
+        event.cookie = u64::from(hi.b()) | (u64::from(hi.c()) << 32);
+        event.ifindex = ifindex;
+        event.opening = 0;
+        event.pad = 0;
+    })
+}
+
+/// Counts, aggregates and perhaps announces the denial that the workspace describes.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub(super) fn deny<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, opening: bool) {
+    let (packets, bytes) = w.weight();
+    let w = &*w;
+    env.count(w.decision.reason, packets, bytes);
+    let denial = Denial {
+        packets,
+        bytes,
+        now: w.now.jiffies,
+        identity: w.query.peer.identity,
+        generation: w.now.generation,
+        draft_rule: w.decision.draft_rule,
+        draft: if w.decision.draft {
+            verdict::ALLOW as u32
+        } else {
+            verdict::DENY as u32
+        },
+        source_port: w.packet.src_port,
+    };
+    let announce = env.deny(
+        |key| {
+            key.initiator = F::mapped(&w.packet.src);
+            key.responder = F::mapped(&w.packet.dst);
+            key.rule = w.decision.rule;
+            key.port = w.packet.policy_port.to_be_bytes();
+            key.protocol = w.packet.protocol;
+            key.reason = w.decision.reason as u8;
+            key.direction = w.direction as u8;
+            key.family = F::VERSION;
+            key.opening = opening as u8;
+            key.pad = 0;
+        },
+        &denial,
+    );
+    if announce {
+        announce_denial(env, w, opening);
+    }
+}
+
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn announce_denial<F: Family, E: Env<F>>(env: E, w: &Workspace<F>, opening: bool) {
+    let ifindex = env.ifindex();
+    env.emit(|event| {
+        let (packets, bytes) = w.weight();
+        event.kind = event_kind::DENY;
+        event.direction = w.direction as u8;
+        event.verdict = decision_bits(&w.decision);
+        event.reason = w.decision.reason as u8;
+        event.state = 0;
+        event.tcp_flags = w.packet.tcp_flags;
+        event.generation = w.now.generation;
+        event.rule = w.decision.rule;
+        event.draft_rule = w.decision.draft_rule;
+        event.identity = w.query.peer.identity;
+        event.protocol = w.packet.protocol;
+        event.family = F::VERSION;
+        event.initiator = F::mapped(&w.packet.src);
+        event.responder = F::mapped(&w.packet.dst);
+        event.initiator_port = w.packet.src_port;
+        event.responder_port = w.packet.policy_port;
+        event.sequence = 0;
+        event.packets = [packets, 0];
+        event.bytes = [bytes, 0];
+        event.first = w.now.jiffies;
+        event.last = w.now.jiffies;
+        event.cookie = 0;
+        event.ifindex = ifindex;
+        event.opening = opening as u32;
+        event.pad = 0;
+    });
+}
+
+/// The later of two jiffies values, across a wrap.
+#[inline(always)]
+const fn later(a: u32, b: u32) -> u32 {
+    if (a.wrapping_sub(b) as i32) >= 0 {
+        a
+    } else {
+        b
+    }
+}
+
+/// Writes the tuple as the initiator sees it.
+#[inline(always)]
+fn orient<F: Family>(event: &mut Event, w: &Workspace<F>, from_initiator: bool) {
+    let packet = &w.packet;
+    let icmp = matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6);
+    event.protocol = packet.protocol;
+    event.family = F::VERSION;
+    if from_initiator {
+        event.initiator = F::mapped(&packet.src);
+        event.responder = F::mapped(&packet.dst);
+        event.initiator_port = packet.src_port;
+        event.responder_port = if icmp {
+            packet.policy_port
+        } else {
+            packet.dst_port
+        };
+    } else {
+        event.initiator = F::mapped(&packet.dst);
+        event.responder = F::mapped(&packet.src);
+        event.initiator_port = packet.dst_port;
+        event.responder_port = packet.src_port;
+    }
+}
