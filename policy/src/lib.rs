@@ -2,5 +2,25 @@
 //!
 //! Pure: no I/O, no clock (time is an argument), no async. The controller compiles with it, the CLI
 //! plans and tests with it, and the datapath is property-tested against it.
+//!
+//! The way of a policy: [`source::Source`] → [`parse`] → [`model`] objects → [`set::PolicySet`]
+//! (checked against each other) → [`evaluate`] (the meaning) or [`mod@compile`] (the same meaning as
+//! tables). Every error of a text is a [`problems::Problem`] with its place.
 
+mod matching;
+
+pub mod api;
+pub mod compile;
+pub mod evaluate;
+pub mod model;
+pub mod parse;
+pub mod ports;
+pub mod posture;
+pub mod probe;
+pub mod problems;
+pub mod selectors;
+pub mod set;
 pub mod snapshot;
+pub mod source;
+pub mod walk;
+pub mod world;

@@ -1,0 +1,30 @@
+//! Text to objects: strict, bounded, and with every problem at once.
+
+mod document;
+pub(crate) mod fields;
+pub(crate) mod inventory;
+pub(crate) mod node;
+mod peers;
+mod policy;
+pub(crate) mod ports;
+
+use crate::model::Object;
+use crate::problems::Problems;
+use crate::source::Source;
+
+/// Every object of some sources, or every problem in them. All or nothing.
+pub fn parse(sources: &[Source]) -> Result<Vec<Object>, Problems> {
+    let mut problems = Problems::default();
+    let mut objects = Vec::new();
+    for source in sources {
+        match node::documents(source) {
+            Ok(documents) => {
+                for document in &documents {
+                    document::read(document, &mut objects, &mut problems);
+                }
+            }
+            Err(more) => problems.0.extend(more.0),
+        }
+    }
+    problems.into_result(objects)
+}
