@@ -102,21 +102,49 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Every text file of the repository that git knows or would add, by its path from the root.
+/// Every text file of the tree by its path from the root, in order. Not what git lists: the rules
+/// also hold in an unpacked release, and for files not yet added.
 fn files(root: &Path) -> Result<Vec<(String, String)>> {
-    let list = run::output(std::process::Command::new("git").arg("-C").arg(root).args([
-        "ls-files",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-        "-z",
-    ]))?;
     let mut files = Vec::new();
-    for name in list.split('\0').filter(|name| !name.is_empty()) {
-        // A file may be listed and already deleted, or not be text: neither can break a rule.
-        if let Ok(text) = fs::read_to_string(root.join(name)) {
-            files.push((name.to_owned(), text));
+    let mut dirs = vec![root.to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        let list = || format!("cannot list {}", dir.display());
+        for entry in fs::read_dir(&dir).with_context(list)? {
+            let entry = entry.with_context(list)?;
+            let path = entry.path();
+            if entry.file_type().with_context(list)?.is_dir() {
+                if ![".git", "target"]
+                    .iter()
+                    .any(|name| entry.file_name() == *name)
+                {
+                    dirs.push(path);
+                }
+            // What is not text cannot break a rule.
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();
+                files.push((name.into_owned(), text));
+            }
         }
     }
+    files.sort();
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_found_except_what_is_built() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["a/b.rs", ".ci/run", ".git/config", "target/x.rs", "c.md"] {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "text").unwrap();
+        }
+        fs::write(root.path().join("binary"), [0xff, 0xfe]).unwrap();
+        let files = files(root.path()).unwrap();
+        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, [".ci/run", "a/b.rs", "c.md"]);
+    }
 }
