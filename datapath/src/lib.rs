@@ -4,7 +4,7 @@
 //! (`agent-ebpf`). No allocation, no I/O, no clock and no dependency: time is an argument and maps
 //! are behind [`pipeline::Env`]. If two parts of the project disagree on a verdict, the mistake is
 //! not here, because there is no second copy.
-#![cfg_attr(not(test), no_std)]
+#![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![deny(clippy::indexing_slicing)]
 
@@ -17,4 +17,6 @@ pub mod ids;
 pub mod packet;
 pub mod pipeline;
 pub mod record;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod verdict;

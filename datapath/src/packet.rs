@@ -61,11 +61,11 @@ pub struct Ends<A> {
 }
 
 /// IPv4.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct V4;
 
 /// IPv6.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct V6;
 
 impl Family for V4 {

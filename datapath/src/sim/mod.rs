@@ -1,0 +1,402 @@
+//! A host made of ordinary collections: the same pipeline as the kernel's, for tests and what-if.
+//!
+//! Only with the feature `sim`. It is kept honest by the agent's differential test, which sends the same
+//! packets through the loaded object.
+
+extern crate std;
+
+pub mod packets;
+
+use core::cell::{Cell, RefCell};
+use std::boxed::Box;
+use std::collections::HashMap;
+use std::vec::Vec;
+
+use crate::abi::{
+    ActiveWord, AddrValue, ClassKey, ClassValue, Config, Counter, DenyKey, DenyValue,
+    EndpointValue, Event, FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, Key4, Key6, Loss,
+    RuleKey, RuleValue,
+};
+use crate::conntrack::State;
+use crate::drop_reason::DropReason;
+use crate::flow::FlowRef;
+use crate::ids::Direction;
+use crate::packet::{Family, PacketRead, V4, V6, parse4, parse6};
+use crate::pipeline::{Action, Denial, Env, InsertError, Workspace, process};
+use crate::verdict::PolicyLookup;
+
+/// One slot's content, with the kernel's look-up rules.
+#[derive(Clone, Debug, Default)]
+pub struct Content {
+    /// Prefix (v4-mapped, so IPv4 lengths are 96 more) → binding.
+    pub addresses: Vec<([u8; 16], u32, AddrValue)>,
+    /// Endpoint → mode.
+    pub endpoints: HashMap<u32, EndpointValue>,
+    /// (endpoint, identity, direction) → class.
+    pub classes: HashMap<(u32, u32, u32), ClassValue>,
+    /// Cells: longest prefix wins.
+    pub rules: Vec<(RuleKey, RuleValue)>,
+    /// Filter cells.
+    pub filters: Vec<(RuleKey, FilterValue)>,
+}
+
+/// Whether the first `bits` bits of two byte strings agree.
+fn agree(a: &[u8], b: &[u8], bits: u32) -> bool {
+    let whole = (bits / 8) as usize;
+    let rest = bits % 8;
+    a.get(..whole) == b.get(..whole)
+        && (rest == 0
+            || match (a.get(whole), b.get(whole)) {
+                (Some(a), Some(b)) => (a ^ b) >> (8 - rest) == 0,
+                _ => false,
+            })
+}
+
+fn rule_bytes(key: &RuleKey) -> [u8; 8] {
+    let [a, b, c, d] = key.class.to_ne_bytes();
+    let [hi, lo] = key.port;
+    [a, b, c, d, key.protocol, hi, lo, key.pad]
+}
+
+fn failsafe_bytes(key: &FailsafeKey) -> [u8; 20] {
+    let mut out = [0; 20];
+    let (head, addr) = out.split_at_mut(4);
+    head.copy_from_slice(&[key.direction, key.protocol, key.port[0], key.port[1]]);
+    addr.copy_from_slice(&key.addr);
+    out
+}
+
+impl Content {
+    /// The binding of an address by longest prefix.
+    #[must_use]
+    pub fn binding(&self, addr: &[u8; 16]) -> AddrValue {
+        self.addresses
+            .iter()
+            .filter(|(net, bits, _)| agree(net, addr, *bits))
+            .max_by_key(|(_, bits, _)| *bits)
+            .map(|(_, _, value)| *value)
+            .unwrap_or_default()
+    }
+
+    fn longest<T: Copy>(cells: &[(RuleKey, T)], key: &RuleKey) -> Option<T> {
+        cells
+            .iter()
+            .filter(|(cell, _)| agree(&rule_bytes(cell), &rule_bytes(key), cell.prefix_len))
+            .max_by_key(|(cell, _)| cell.prefix_len)
+            .map(|(_, value)| *value)
+    }
+}
+
+/// A host with two slots, tables, clocks and counters.
+#[derive(Default)]
+pub struct Sim {
+    /// Contents of the slots.
+    pub slots: [Content; 2],
+    /// Settings.
+    pub config: Config,
+    /// The active word.
+    pub word: Cell<ActiveWord>,
+    /// Configured failsafes.
+    pub failsafes: Vec<(FailsafeKey, FailsafeValue)>,
+    /// Low 32 bits of jiffies.
+    pub jiffies: Cell<u32>,
+    /// Nanoseconds since boot.
+    pub boot_ns: Cell<u64>,
+    /// How many flows fit, each family.
+    pub capacity: usize,
+    /// Flows, IPv4.
+    pub flows4: RefCell<HashMap<Key4, Box<Flow4>>>,
+    /// Flows, IPv6.
+    pub flows6: RefCell<HashMap<Key6, Box<Flow6>>>,
+    /// Denials.
+    pub denies: RefCell<HashMap<DenyKey, DenyValue>>,
+    /// Notices.
+    pub events: RefCell<Vec<Event>>,
+    /// Counters by reason number.
+    pub reasons: RefCell<HashMap<u8, Counter>>,
+    /// Lost records by cause number.
+    pub losses: RefCell<HashMap<u32, u64>>,
+}
+
+/// Reads a frame from memory.
+struct Bytes<'a> {
+    frame: &'a [u8],
+    segments: u32,
+}
+
+impl PacketRead for Bytes<'_> {
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let start = offset as usize;
+        self.frame
+            .get(start..start.checked_add(N)?)?
+            .try_into()
+            .ok()
+    }
+
+    fn frame_len(&self) -> u32 {
+        self.frame.len() as u32
+    }
+
+    fn segments(&self) -> u32 {
+        self.segments
+    }
+}
+
+impl Sim {
+    /// A host with the default timeouts, room for 65,536 flows and nothing activated.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut config = Config {
+            endpoint: 1,
+            hz: 250,
+            ..Config::default()
+        };
+        for (number, timeout) in config.timeouts.iter_mut().enumerate() {
+            *timeout = State(number as u8).default_timeout() * 250;
+        }
+        Self {
+            config,
+            capacity: 65_536,
+            jiffies: Cell::new(1_000_000),
+            boot_ns: Cell::new(4_000_000_000_000),
+            ..Self::default()
+        }
+    }
+
+    /// Sends an Ethernet frame through a hook.
+    pub fn send(&self, frame: &[u8], direction: Direction) -> Action {
+        self.send_merged(frame, direction, 1)
+    }
+
+    /// Sends a frame that stands for several wire segments.
+    pub fn send_merged(&self, frame: &[u8], direction: Direction, segments: u32) -> Action {
+        let bytes = Bytes { frame, segments };
+        let protocol = bytes.read::<2>(12).map_or(0, u16::from_be_bytes);
+        match protocol {
+            0x0800 => {
+                let mut w = Workspace::<V4>::default();
+                match parse4(&bytes, 14, &mut w.packet) {
+                    Ok(()) => process::<V4, _>(self, &mut w, direction),
+                    Err(reason) => self.unparsable(reason, frame.len()),
+                }
+            }
+            0x86dd => {
+                let mut w = Workspace::<V6>::default();
+                match parse6(&bytes, 14, &mut w.packet) {
+                    Ok(()) => process::<V6, _>(self, &mut w, direction),
+                    Err(reason) => self.unparsable(reason, frame.len()),
+                }
+            }
+            0x0806 => Action::Pass,
+            _ => {
+                self.tally(DropReason::NonIp, 1, frame.len() as u64);
+                Action::Pass
+            }
+        }
+    }
+
+    /// As the kernel's shell treats a packet that does not parse.
+    fn unparsable(&self, reason: DropReason, length: usize) -> Action {
+        let word = self.word.get();
+        let (_, slot, _) = word.effective(self.boot_ns.get() / 1_000_000_000);
+        let endpoint = self
+            .slots
+            .get(slot as usize)
+            .and_then(|content| content.endpoints.get(&self.config.endpoint));
+        let observed = endpoint.is_some_and(|endpoint| endpoint.mode == crate::abi::mode::OBSERVE);
+        let open = word.is_learning() || self.config.panic == crate::abi::panic::OPEN;
+        if open || (observed && self.config.panic == crate::abi::panic::NONE) {
+            self.tally(DropReason::ModeObserve, 1, length as u64);
+            return Action::Pass;
+        }
+        self.tally(reason, 1, length as u64);
+        Action::Drop
+    }
+
+    fn tally(&self, reason: DropReason, packets: u64, bytes: u64) {
+        let mut reasons = self.reasons.borrow_mut();
+        let counter = reasons.entry(reason as u8).or_default();
+        counter.packets += packets;
+        counter.bytes += bytes;
+    }
+
+    /// Packets counted under a reason.
+    #[must_use]
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.reasons
+            .borrow()
+            .get(&(reason as u8))
+            .map_or(0, |counter| counter.packets)
+    }
+
+    /// Moves both clocks.
+    pub fn advance_seconds(&self, seconds: u32) {
+        self.jiffies
+            .set(self.jiffies.get().wrapping_add(seconds * self.config.hz));
+        self.boot_ns
+            .set(self.boot_ns.get() + u64::from(seconds) * 1_000_000_000);
+    }
+}
+
+/// Look-ups in one slot.
+pub struct SlotView<'a> {
+    sim: &'a Sim,
+    slot: u32,
+}
+
+impl SlotView<'_> {
+    fn content(&self) -> Option<&Content> {
+        self.sim.slots.get(self.slot as usize)
+    }
+}
+
+impl PolicyLookup for SlotView<'_> {
+    fn endpoint(&self, endpoint: u32) -> Option<EndpointValue> {
+        self.content()?.endpoints.get(&endpoint).copied()
+    }
+
+    fn class(&self, key: &ClassKey) -> Option<ClassValue> {
+        self.content()?
+            .classes
+            .get(&(key.endpoint, key.identity, key.direction))
+            .copied()
+    }
+
+    fn rule(&self, key: &RuleKey) -> Option<RuleValue> {
+        Content::longest(&self.content()?.rules, key)
+    }
+
+    fn filter(&self, key: &RuleKey) -> Option<FilterValue> {
+        Content::longest(&self.content()?.filters, key)
+    }
+
+    fn failsafe(&self, key: &FailsafeKey) -> Option<FailsafeValue> {
+        self.sim
+            .failsafes
+            .iter()
+            .filter(|(cell, _)| agree(&failsafe_bytes(cell), &failsafe_bytes(key), cell.prefix_len))
+            .max_by_key(|(cell, _)| cell.prefix_len)
+            .map(|(_, value)| *value)
+    }
+
+    fn boot_ns(&self) -> u64 {
+        self.sim.boot_ns.get()
+    }
+}
+
+macro_rules! env {
+    ($family:ident, $flows:ident, $key:ident, $flow:ident) => {
+        impl<'a> Env<$family> for &'a Sim {
+            type Policy = SlotView<'a>;
+
+            fn config(&self) -> Option<&Config> {
+                Some(&self.config)
+            }
+
+            fn active(&self) -> ActiveWord {
+                self.word.get()
+            }
+
+            fn jiffies(&self) -> u32 {
+                self.jiffies.get()
+            }
+
+            fn boot_ns(&self) -> u64 {
+                self.boot_ns.get()
+            }
+
+            fn policy(&self, slot: u32) -> SlotView<'a> {
+                SlotView { sim: self, slot }
+            }
+
+            fn binding(&self, slot: u32, addr: &<$family as Family>::Addr) -> AddrValue {
+                self.slots
+                    .get(slot as usize)
+                    .map(|content| content.binding(&$family::mapped(addr)))
+                    .unwrap_or_default()
+            }
+
+            fn find(&self, key: &$key) -> Option<FlowRef<$family>> {
+                let mut flows = self.$flows.borrow_mut();
+                // SAFETY: entries are boxed and never removed while a packet is on its way.
+                flows
+                    .get_mut(key)
+                    .map(|flow| unsafe { FlowRef::new(&raw mut **flow) })
+            }
+
+            fn insert(
+                &self,
+                key: &$key,
+                replace: bool,
+                fill: impl FnOnce(&mut $flow),
+            ) -> Result<(), InsertError> {
+                let mut flows = self.$flows.borrow_mut();
+                if !replace && flows.contains_key(key) {
+                    return Err(InsertError::Exists);
+                }
+                if !replace && flows.len() >= self.capacity {
+                    return Err(InsertError::Full);
+                }
+                let mut flow = Box::new($flow::default());
+                fill(&mut flow);
+                flows.insert(*key, flow);
+                Ok(())
+            }
+
+            fn emit(&self, fill: impl FnOnce(&mut Event)) -> bool {
+                let mut event = Event::default();
+                fill(&mut event);
+                self.events.borrow_mut().push(event);
+                true
+            }
+
+            fn deny(&self, fill: impl FnOnce(&mut DenyKey), denial: &Denial) -> bool {
+                let mut key = DenyKey::default();
+                fill(&mut key);
+                let mut denies = self.denies.borrow_mut();
+                if let Some(value) = denies.get_mut(&key) {
+                    value.packets += denial.packets;
+                    value.bytes += denial.bytes;
+                    value.last = denial.now;
+                    value.generation = denial.generation;
+                    return false;
+                }
+                denies.insert(
+                    key,
+                    DenyValue {
+                        packets: denial.packets,
+                        bytes: denial.bytes,
+                        first: denial.now,
+                        last: denial.now,
+                        announced: denial.now,
+                        identity: denial.identity,
+                        generation: denial.generation,
+                        draft_rule: denial.draft_rule,
+                        draft: denial.draft,
+                        source_port: u32::from(denial.source_port),
+                    },
+                );
+                true
+            }
+
+            fn count(&self, reason: DropReason, packets: u64, bytes: u64) {
+                self.tally(reason, packets, bytes);
+            }
+
+            fn lose(&self, cause: Loss) {
+                *self.losses.borrow_mut().entry(cause as u32).or_default() += 1;
+            }
+
+            fn ifindex(&self) -> u32 {
+                1
+            }
+
+            fn cookie(&self) -> u64 {
+                0
+            }
+        }
+    };
+}
+
+env!(V4, flows4, Key4, Flow4);
+env!(V6, flows6, Key6, Flow6);

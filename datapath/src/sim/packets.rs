@@ -1,0 +1,150 @@
+//! Ethernet frames for tests: right where it matters to a datapath (checksums are not looked at and stay zero).
+
+extern crate std;
+
+use std::net::IpAddr;
+use std::vec::Vec;
+
+use crate::ids::protocol;
+
+/// An end of a conversation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct End {
+    /// Address.
+    pub addr: IpAddr,
+    /// Port; echo identifier for ICMP.
+    pub port: u16,
+}
+
+/// Shorthand for an end.
+///
+/// # Panics
+/// When `addr` is no address: for literals in tests.
+#[must_use]
+pub fn end(addr: &str, port: u16) -> End {
+    match addr.parse() {
+        Ok(addr) => End { addr, port },
+        Err(_) => End {
+            addr: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            port,
+        },
+    }
+}
+
+/// A TCP segment.
+#[must_use]
+pub fn tcp(from: End, to: End, flags: u8, payload: usize) -> Vec<u8> {
+    let mut l4 = Vec::new();
+    l4.extend(from.port.to_be_bytes());
+    l4.extend(to.port.to_be_bytes());
+    l4.extend([
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        1,
+        5 << 4,
+        flags,
+        0xff,
+        0xff,
+        0,
+        0,
+        0,
+        0,
+    ]);
+    l4.resize(l4.len() + payload, 0xaa);
+    ip(from.addr, to.addr, protocol::TCP, &l4)
+}
+
+/// A UDP datagram.
+#[must_use]
+pub fn udp(from: End, to: End, payload: usize) -> Vec<u8> {
+    let mut l4 = Vec::new();
+    l4.extend(from.port.to_be_bytes());
+    l4.extend(to.port.to_be_bytes());
+    l4.extend(((payload + 8) as u16).to_be_bytes());
+    l4.extend([0, 0]);
+    l4.resize(l4.len() + payload, 0xbb);
+    ip(from.addr, to.addr, protocol::UDP, &l4)
+}
+
+/// An SCTP packet with an empty chunk area.
+#[must_use]
+pub fn sctp(from: End, to: End, payload: usize) -> Vec<u8> {
+    let mut l4 = Vec::new();
+    l4.extend(from.port.to_be_bytes());
+    l4.extend(to.port.to_be_bytes());
+    l4.resize(l4.len() + 8 + payload, 0xcc);
+    ip(from.addr, to.addr, protocol::SCTP, &l4)
+}
+
+/// An ICMP or ICMPv6 message by the family of the addresses; the identifier is `from.port`.
+#[must_use]
+pub fn icmp(from: End, to: End, kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
+    let mut l4 = Vec::new();
+    l4.extend([kind, code, 0, 0]);
+    l4.extend(from.port.to_be_bytes());
+    l4.extend([0, 1]);
+    l4.extend(body);
+    let number = if from.addr.is_ipv4() {
+        protocol::ICMP
+    } else {
+        protocol::ICMPV6
+    };
+    ip(from.addr, to.addr, number, &l4)
+}
+
+/// A packet of any protocol.
+#[must_use]
+pub fn other(from: End, to: End, number: u8, payload: usize) -> Vec<u8> {
+    let mut l4 = Vec::new();
+    l4.resize(payload, 0xdd);
+    ip(from.addr, to.addr, number, &l4)
+}
+
+/// The IP packet of a frame (what an ICMP error quotes).
+#[must_use]
+pub fn quoted(frame: &[u8]) -> Vec<u8> {
+    frame
+        .get(14..)
+        .unwrap_or_default()
+        .iter()
+        .copied()
+        .take(60)
+        .collect()
+}
+
+/// Wraps a payload into IP and Ethernet; addresses of different families give an IPv4 header with zero addresses.
+#[must_use]
+pub fn ip(from: IpAddr, to: IpAddr, number: u8, l4: &[u8]) -> Vec<u8> {
+    let mut frame = std::vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    match (from, to) {
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend((l4.len() as u16).to_be_bytes());
+            frame.extend([number, if is_ndp(number, l4) { 255 } else { 64 }]);
+            frame.extend(from.octets());
+            frame.extend(to.octets());
+        }
+        (from, to) => {
+            let octets = |addr| match addr {
+                IpAddr::V4(addr) => std::net::Ipv4Addr::octets(&addr),
+                IpAddr::V6(_) => [0; 4],
+            };
+            frame.extend([0x08, 0x00, 0x45, 0]);
+            frame.extend(((l4.len() + 20) as u16).to_be_bytes());
+            frame.extend([0, 0, 0x40, 0, 64, number, 0, 0]);
+            frame.extend(octets(from));
+            frame.extend(octets(to));
+        }
+    }
+    frame.extend(l4);
+    frame
+}
+
+fn is_ndp(number: u8, l4: &[u8]) -> bool {
+    number == protocol::ICMPV6 && matches!(l4.first(), Some(133..=136))
+}
