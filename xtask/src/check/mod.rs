@@ -112,13 +112,15 @@ fn files(root: &Path) -> Result<Vec<(String, String)>> {
         for entry in fs::read_dir(&dir).with_context(list)? {
             let entry = entry.with_context(list)?;
             let path = entry.path();
+            // In a worktree `.git` is a file.
+            if [".git", "target"]
+                .iter()
+                .any(|name| entry.file_name() == *name)
+            {
+                continue;
+            }
             if entry.file_type().with_context(list)?.is_dir() {
-                if ![".git", "target"]
-                    .iter()
-                    .any(|name| entry.file_name() == *name)
-                {
-                    dirs.push(path);
-                }
+                dirs.push(path);
             // What is not text cannot break a rule.
             } else if let Ok(text) = fs::read_to_string(&path) {
                 let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();

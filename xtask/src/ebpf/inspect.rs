@@ -105,8 +105,8 @@ impl Report {
                 .map(|(name, count)| format!(" {name}×{count}"))
                 .collect();
             println!(
-                "{kind:10} {:40} {:5} instructions{}{}",
-                function.name,
+                "{kind:10} {:70} {:5} instructions{}{}",
+                readable(&function.name),
                 function.instructions,
                 if calls.is_empty() { "" } else { ", calls" },
                 calls.concat()
@@ -156,6 +156,41 @@ impl Report {
             faults.join("\n  ")
         )
     }
+}
+
+/// The names in a mangled symbol, enough to see which function it is: hashes and the grammar of
+/// types are left out.
+fn readable(symbol: &str) -> String {
+    let Some(mut rest) = symbol.strip_prefix("_R") else {
+        return symbol.to_owned();
+    };
+    let mut names = Vec::new();
+    while let Some(first) = rest.chars().next() {
+        if let Some(hash) = rest.strip_prefix("Cs") {
+            // A crate's hash may contain digits; an underscore ends it.
+            rest = hash.split_once('_').map_or("", |(_, after)| after);
+            continue;
+        }
+        if first == 'B' || first == 's' {
+            // A reference to something earlier, or a number that tells namesakes apart.
+            rest = rest.split_once('_').map_or("", |(_, after)| after);
+            continue;
+        }
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        if let Some(name) = rest[..digits]
+            .parse()
+            .ok()
+            .and_then(|length: usize| rest[digits..].trim_start_matches('_').get(..length))
+            .filter(|name| !name.is_empty())
+        {
+            names.push(name);
+            let skipped = rest[digits..].len() - rest[digits..].trim_start_matches('_').len();
+            rest = &rest[digits + skipped + name.len()..];
+        } else {
+            rest = &rest[first.len_utf8()..];
+        }
+    }
+    names.join("::")
 }
 
 /// The calls of subprograms in a section: where, and whom.
@@ -261,6 +296,22 @@ mod tests {
             text.contains("DWARF") && text.contains("no program"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn symbols_become_readable() {
+        assert_eq!(readable("memset"), "memset");
+        assert_eq!(
+            readable("_RNvCs15hC8AS7OpP_9cofferdam6judge4"),
+            "cofferdam::judge4"
+        );
+        assert_eq!(
+            readable(
+                "_RINvNtNtCsaV67Fp2GMJ5_8datapath8pipeline7opening4makeNtNtB6_6packet2V4EB1a_"
+            ),
+            "datapath::pipeline::opening::make::packet::V4"
+        );
+        assert_eq!(readable("_R99x"), "");
     }
 
     #[test]
