@@ -1,0 +1,514 @@
+//! The shared maps of one agent, opened from their pins: with the programs (the daemon) or without (the
+//! operator's commands when no daemon runs).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::sync::Mutex;
+
+use datapath::abi::{
+    ActiveWord, Clock, Config, Counter, DenyKey, DenyValue, FailsafeKey, FailsafeValue, Flow4,
+    Flow6, Key4, Key6, Loss, SLOTS, maps, panic,
+};
+use datapath::drop_reason::DropReason;
+use serde::{Deserialize, Serialize};
+
+use super::content::{Content, Flat, Part};
+use super::loader::{self, CLOCK, Pins, Programs, TableSizes};
+use super::pins::{PinDir, PinState};
+use super::sys::{self, RawMap, TestRun};
+use super::table::{ActiveCell, PerCpu, Table, bytes_of};
+use super::{KernelError, Result};
+
+/// What an operator's panic switch says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PanicMode {
+    /// Policy decides.
+    Off,
+    /// Everything passes.
+    Open,
+    /// Only failsafes pass.
+    Close,
+}
+
+impl PanicMode {
+    const fn number(self) -> u32 {
+        match self {
+            Self::Off => panic::NONE,
+            Self::Open => panic::OPEN,
+            Self::Close => panic::CLOSE,
+        }
+    }
+
+    const fn from_number(number: u32) -> Self {
+        match number {
+            panic::OPEN => Self::Open,
+            panic::CLOSE => Self::Close,
+            _ => Self::Off,
+        }
+    }
+
+    /// The word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Open => "open",
+            Self::Close => "close",
+        }
+    }
+}
+
+/// Counters of the whole host since the maps were made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Packets and bytes by drop reason (`none` = passed outside tracked flows).
+    pub reasons: BTreeMap<String, (u64, u64)>,
+    /// Lost records by cause.
+    pub losses: BTreeMap<String, u64>,
+}
+
+impl Totals {
+    /// Packets dropped, whatever the reason.
+    #[must_use]
+    pub fn drops(&self) -> u64 {
+        self.reasons
+            .iter()
+            .filter(|(name, _)| {
+                *name != DropReason::None.name() && *name != DropReason::ModeObserve.name()
+            })
+            .map(|(_, (packets, _))| packets)
+            .sum()
+    }
+}
+
+/// The shared maps.
+pub struct OfflineKernel {
+    dir: PinDir,
+    active: ActiveCell,
+    config: Table<u32, Config>,
+    clock: Table<u32, Clock>,
+    failsafes: Table<FailsafeKey, FailsafeValue>,
+    pub(crate) flows4: Table<Key4, Flow4>,
+    pub(crate) flows6: Table<Key6, Flow6>,
+    pub(crate) denies: Table<DenyKey, DenyValue>,
+    reasons: PerCpu<Counter>,
+    losses: PerCpu<u64>,
+}
+
+impl OfflineKernel {
+    /// Opens what an agent pinned below `root`.
+    ///
+    /// # Errors
+    /// When nothing is pinned there, or a pin has another layout.
+    pub fn open(root: &Path) -> Result<Self> {
+        Self::open_dir(PinDir::at(root))
+    }
+
+    fn open_dir(dir: PinDir) -> Result<Self> {
+        fn table<K: aya::Pod, V: aya::Pod>(dir: &PinDir, name: &str) -> Result<Table<K, V>> {
+            Table::open(&dir.map(name)).map_err(|source| KernelError::pin(&dir.map(name), source))
+        }
+        let pin = |name: &str| {
+            let path = dir.map(name);
+            move |source: io::Error| KernelError::pin(&path, source)
+        };
+        Ok(Self {
+            active: ActiveCell::open(&dir.map(maps::ACTIVE)).map_err(pin(maps::ACTIVE))?,
+            config: table(&dir, maps::CONFIG)?,
+            clock: table(&dir, maps::CLOCK)?,
+            failsafes: table(&dir, maps::FAILSAFES)?,
+            flows4: table(&dir, maps::FLOWS4)?,
+            flows6: table(&dir, maps::FLOWS6)?,
+            denies: table(&dir, maps::DENIES)?,
+            reasons: PerCpu::open(&dir.map(maps::REASONS)).map_err(pin(maps::REASONS))?,
+            losses: PerCpu::open(&dir.map(maps::LOSSES)).map_err(pin(maps::LOSSES))?,
+            dir,
+        })
+    }
+
+    /// Where the pins are.
+    #[must_use]
+    pub const fn dir(&self) -> &PinDir {
+        &self.dir
+    }
+
+    /// What is active.
+    #[must_use]
+    pub fn word(&self) -> ActiveWord {
+        self.active.load()
+    }
+
+    /// Activates a word in place of the one that was looked at.
+    ///
+    /// # Errors
+    /// When somebody else was faster.
+    pub fn exchange(&self, old: ActiveWord, new: ActiveWord) -> Result<()> {
+        self.active
+            .exchange(old, new)
+            .map_err(|found| KernelError::Raced {
+                expected: old.generation(),
+                found: found.generation(),
+            })
+    }
+
+    /// The datapath's settings.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn config(&self) -> Result<Config> {
+        self.config
+            .get(&0)
+            .map(Option::unwrap_or_default)
+            .map_err(KernelError::map(maps::CONFIG, "read"))
+    }
+
+    /// Writes the datapath's settings; the panic switch stays as it is.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_config(&self, mut config: Config) -> Result<()> {
+        config.panic = self.config()?.panic;
+        self.config
+            .set(&0, &config)
+            .map_err(KernelError::map(maps::CONFIG, "write"))
+    }
+
+    /// The panic switch.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn panic(&self) -> Result<PanicMode> {
+        Ok(PanicMode::from_number(self.config()?.panic))
+    }
+
+    /// Throws the panic switch. Flows that began while everything passed are judged again afterwards.
+    ///
+    /// # Errors
+    /// When the map cannot be written or read back.
+    pub fn set_panic(&self, mode: PanicMode) -> Result<()> {
+        let mut config = self.config()?;
+        config.panic = mode.number();
+        self.config
+            .set(&0, &config)
+            .map_err(KernelError::map(maps::CONFIG, "write"))?;
+        if self.panic()? != mode {
+            return Err(KernelError::Map {
+                map: maps::CONFIG.into(),
+                what: "read back the panic switch",
+                source: io::ErrorKind::InvalidData.into(),
+            });
+        }
+        for _ in 0..8 {
+            let word = self.word();
+            if word.is_empty() {
+                return Ok(());
+            }
+            // Past the generation that a fall-back would take.
+            let next = ActiveWord(
+                (word.0 & 0xffff_ffff) | (u64::from(word.generation().wrapping_add(2)) << 32),
+            );
+            if self.exchange(word, next).is_ok() {
+                return Ok(());
+            }
+        }
+        let word = self.word();
+        Err(KernelError::Raced {
+            expected: word.generation(),
+            found: word.generation(),
+        })
+    }
+
+    /// Makes the failsafe map hold exactly these entries; additions first.
+    ///
+    /// # Errors
+    /// When the map cannot be written or differs when read back.
+    pub fn set_failsafes(
+        &self,
+        wanted: &BTreeMap<Vec<u8>, (FailsafeKey, FailsafeValue)>,
+    ) -> Result<()> {
+        let write = || KernelError::map(maps::FAILSAFES, "write");
+        for (key, value) in wanted.values() {
+            self.failsafes.set(key, value).map_err(write())?;
+        }
+        let read = |table: &Table<FailsafeKey, FailsafeValue>| -> Result<BTreeMap<Vec<u8>, FailsafeValue>> {
+            Ok(table
+                .entries()
+                .map_err(KernelError::map(maps::FAILSAFES, "read"))?
+                .into_iter()
+                .map(|(key, value)| (content_key(&key), value))
+                .collect())
+        };
+        for key in read(&self.failsafes)?.into_keys() {
+            if !wanted.contains_key(&key)
+                && let Some(key) = super::table::from_bytes::<FailsafeKey>(&key)
+            {
+                self.failsafes.remove(&key).map_err(write())?;
+            }
+        }
+        let is = read(&self.failsafes)?;
+        let fits = is.len() == wanted.len()
+            && is
+                .iter()
+                .all(|(key, value)| wanted.get(key).is_some_and(|(_, meant)| meant == value));
+        if fits {
+            Ok(())
+        } else {
+            Err(KernelError::ReadBack {
+                slot: 0,
+                map: maps::FAILSAFES,
+                read: is.len(),
+                written: wanted.len(),
+            })
+        }
+    }
+
+    /// Puts a content into a slot that no packet looks at, and gives the digest of what was read back.
+    /// Nothing is installed unless every table was read back as it was meant.
+    ///
+    /// # Errors
+    /// When a map cannot be made, filled or read, or differs.
+    pub fn fill(&self, slot: u32, content: &Content) -> Result<[u8; 32]> {
+        let mut inner = Vec::new();
+        let mut read_back = Content::default();
+        for part in Part::ALL {
+            let map = build(part, content.part(part))?;
+            let read = read_map(&map, part)?;
+            if read != *content.part(part) {
+                return Err(KernelError::ReadBack {
+                    slot,
+                    map: part.map(),
+                    read: read.len(),
+                    written: content.part(part).len(),
+                });
+            }
+            *read_back.part_mut(part) = read;
+            inner.push((part, map));
+        }
+        // A packet that read the word before the last flip may still be looking at this slot.
+        if let Err(error) = sys::grace_period() {
+            tracing::debug!(%error, "no membarrier; replacing a slot's maps waits for readers by itself");
+        }
+        // Each of these waits for a grace period in the kernel: side by side they take one.
+        let failed: Mutex<Option<KernelError>> = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for (part, map) in &inner {
+                let failed = &failed;
+                scope.spawn(move || {
+                    if let Err(error) = self.install(*part, slot, map)
+                        && let Ok(mut first) = failed.lock()
+                    {
+                        first.get_or_insert(error);
+                    }
+                });
+            }
+        });
+        match failed.into_inner() {
+            Ok(None) => Ok(read_back.digest()),
+            Ok(Some(error)) => Err(error),
+            Err(_) => Err(KernelError::system("installing a slot")(
+                io::ErrorKind::Other.into(),
+            )),
+        }
+    }
+
+    fn install(&self, part: Part, slot: u32, inner: &RawMap) -> Result<()> {
+        let path = self.dir.map(part.map());
+        let outer = RawMap::open(&path).map_err(|source| KernelError::pin(&path, source))?;
+        let fd = inner.fd().as_raw_fd().cast_unsigned();
+        outer
+            .update(&slot.to_ne_bytes(), &fd.to_ne_bytes(), sys::ANY)
+            .map_err(KernelError::map(part.map(), "install the new contents of"))
+    }
+
+    /// What a slot holds; `None` when it was never filled.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn read(&self, slot: u32) -> Result<Option<Content>> {
+        let mut content = Content::default();
+        for part in Part::ALL {
+            let path = self.dir.map(part.map());
+            let outer = RawMap::open(&path).map_err(|source| KernelError::pin(&path, source))?;
+            let mut id = [0u8; 4];
+            if !outer
+                .lookup(&(slot % SLOTS).to_ne_bytes(), &mut id)
+                .map_err(KernelError::map(part.map(), "read"))?
+            {
+                return Ok(None);
+            }
+            let map = sys::map_by_id(u32::from_ne_bytes(id))
+                .map_err(KernelError::map(part.map(), "open the contents of"))?;
+            *content.part_mut(part) = read_map(&map, part)?;
+        }
+        Ok(Some(content))
+    }
+
+    /// Counters of the whole host.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn totals(&self) -> Result<Totals> {
+        let mut totals = Totals::default();
+        for reason in DropReason::ALL {
+            let values = self
+                .reasons
+                .get(u32::from(*reason as u8))
+                .map_err(KernelError::map(maps::REASONS, "read"))?;
+            let sum = values.iter().fold((0, 0), |(packets, bytes), value| {
+                (packets + value.packets, bytes + value.bytes)
+            });
+            if sum.0 > 0 {
+                totals.reasons.insert(reason.name().to_owned(), sum);
+            }
+        }
+        for loss in Loss::ALL {
+            let values = self
+                .losses
+                .get(loss as u32)
+                .map_err(KernelError::map(maps::LOSSES, "read"))?;
+            totals
+                .losses
+                .insert(loss.name().to_owned(), values.iter().sum());
+        }
+        Ok(totals)
+    }
+
+    /// The last reading that the clock program made.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn last_clock(&self) -> Result<Clock> {
+        self.clock
+            .get(&0)
+            .map(Option::unwrap_or_default)
+            .map_err(KernelError::map(maps::CLOCK, "read"))
+    }
+
+    /// Flows in both tables.
+    ///
+    /// # Errors
+    /// When a table cannot be read.
+    pub fn flow_count(&self) -> Result<u64> {
+        let mut count = 0;
+        self.flows4
+            .for_each(|_, _| count += 1)
+            .map_err(KernelError::map(maps::FLOWS4, "read"))?;
+        self.flows6
+            .for_each(|_, _| count += 1)
+            .map_err(KernelError::map(maps::FLOWS6, "read"))?;
+        Ok(count)
+    }
+}
+
+/// The shared maps and the loaded programs.
+pub struct Kernel {
+    maps: OfflineKernel,
+    programs: Mutex<Programs>,
+    pins: Pins,
+    state: PinState,
+}
+
+impl std::ops::Deref for Kernel {
+    type Target = OfflineKernel;
+
+    fn deref(&self) -> &OfflineKernel {
+        &self.maps
+    }
+}
+
+impl Kernel {
+    /// Prepares the pin directory, loads the object over what is pinned, opens the maps. Nothing is attached.
+    ///
+    /// # Errors
+    /// When the kernel or the file system refuses.
+    pub fn open(root: &Path, sizes: TableSizes, remembered: Option<&PinState>) -> Result<Self> {
+        let dir = PinDir::prepare(root)?;
+        let boot_id =
+            super::clock::boot_id().map_err(KernelError::system("reading the boot id"))?;
+        let remembered = remembered.filter(|state| state.boot_id == boot_id);
+        let (programs, pins) = loader::load(&dir, sizes, remembered)?;
+        let state = dir.state(&boot_id)?;
+        Ok(Self {
+            maps: OfflineKernel::open_dir(dir)?,
+            programs: Mutex::new(programs),
+            pins,
+            state,
+        })
+    }
+
+    /// What was found at the pins.
+    #[must_use]
+    pub const fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// The ids of the pins, for the state file.
+    #[must_use]
+    pub const fn pin_state(&self) -> &PinState {
+        &self.state
+    }
+
+    /// Calls `use_it` with the programs.
+    pub fn with_programs<T>(&self, use_it: impl FnOnce(&mut Programs) -> T) -> T {
+        let mut programs = self
+            .programs
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        use_it(&mut programs)
+    }
+
+    /// Reads jiffies and boot time together, by a run of the clock program.
+    ///
+    /// # Errors
+    /// When the program cannot be run.
+    pub fn clock(&self) -> Result<Clock> {
+        self.test_run(CLOCK, &[0u8; 64], 1)?;
+        self.last_clock()
+    }
+
+    /// Runs one of the programs over a frame.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn test_run(&self, program: &'static str, frame: &[u8], repeat: u32) -> Result<TestRun> {
+        self.with_programs(|programs| {
+            programs.with(program, |fd| sys::test_run(fd.as_fd(), frame, None, repeat))
+        })?
+        .map_err(KernelError::system("running a program once"))
+    }
+}
+
+/// The bytes of a key, to be used as a key of an ordered map.
+pub(crate) fn content_key<K: aya::Pod>(key: &K) -> Vec<u8> {
+    bytes_of(key).to_vec()
+}
+
+fn build(part: Part, flat: &Flat) -> Result<RawMap> {
+    let (key, value) = part.sizes();
+    let (kind, flags) = part.kind();
+    let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+    let map = RawMap::create(
+        kind,
+        part.map(),
+        size(key),
+        size(value),
+        size(flat.len().max(1)),
+        flags,
+    )
+    .map_err(KernelError::map(part.map(), "create"))?;
+    map.update_many(flat.keys(), flat.values())
+        .map_err(KernelError::map(part.map(), "fill"))?;
+    Ok(map)
+}
+
+fn read_map(map: &RawMap, part: Part) -> Result<Flat> {
+    let (key, value) = part.sizes();
+    let mut flat = Flat::new(key, value);
+    map.for_each(&mut |key, value| flat.push_raw(key, value))
+        .map_err(KernelError::map(part.map(), "read back"))?;
+    flat.sort();
+    Ok(flat)
+}

@@ -1,0 +1,178 @@
+//! Loads the embedded object over pinned maps.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
+use datapath::abi::maps;
+use tracing::{info, warn};
+
+use super::pins::{PinDir, PinProblem, PinState, SPECS};
+use super::{KernelError, Result};
+
+#[repr(C, align(32))]
+struct Aligned<T: ?Sized>(T);
+
+/// The kernel object. ELF parsing wants alignment that `include_bytes!` alone does not give.
+static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("COFFERDAM_BPF_OBJECT")));
+
+/// Program on ingress hooks.
+pub const INGRESS: &str = "cofferdam_ingress";
+/// Program on egress hooks.
+pub const EGRESS: &str = "cofferdam_egress";
+/// Program that is only ever test-run: it writes the clock.
+pub const CLOCK: &str = "cofferdam_clock";
+
+/// Sizes of the tables whose capacity is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableSizes {
+    /// IPv4 flows.
+    pub flows4: u32,
+    /// IPv6 flows.
+    pub flows6: u32,
+    /// Aggregated denials.
+    pub denies: u32,
+    /// Bytes of the event ring, a power of two.
+    pub ring: u32,
+}
+
+impl TableSizes {
+    fn by_name(self) -> BTreeMap<&'static str, u32> {
+        BTreeMap::from([
+            (maps::FLOWS4, self.flows4),
+            (maps::FLOWS6, self.flows6),
+            (maps::DENIES, self.denies),
+            (maps::EVENTS, self.ring),
+        ])
+    }
+}
+
+/// The loaded programs.
+pub struct Programs {
+    bpf: Ebpf,
+}
+
+/// What was found at the pins.
+#[derive(Clone, Debug)]
+pub enum Pins {
+    /// Nothing: the maps are new.
+    Fresh,
+    /// Everything as it must be: the maps of the agent before were reused.
+    Reused,
+    /// Something did not fit: the maps are new, and this is why.
+    Rebuilt(Vec<PinProblem>),
+}
+
+/// SHA-256 of the embedded object, hex; empty when there is none.
+#[must_use]
+pub fn object_digest() -> String {
+    use sha2::Digest;
+    if OBJECT.0.is_empty() {
+        String::new()
+    } else {
+        hex::encode(sha2::Sha256::digest(&OBJECT.0))
+    }
+}
+
+/// Checks the pins, loads the object over them and the programs into the kernel. Nothing is attached.
+///
+/// # Errors
+/// When a pin cannot be read, or the kernel refuses a map or program.
+pub fn load(
+    dir: &PinDir,
+    sizes: TableSizes,
+    remembered: Option<&PinState>,
+) -> Result<(Programs, Pins)> {
+    if OBJECT.0.is_empty() {
+        return Err(KernelError::NoObject);
+    }
+    let sizes = sizes.by_name();
+    let pins = match dir.check(&sizes, remembered)? {
+        None => Pins::Fresh,
+        Some(problems) if problems.is_empty() => Pins::Reused,
+        Some(problems) => {
+            for problem in &problems {
+                warn!(map = problem.map, what = %problem.what, "pinned map is not what this agent pinned: rebuilding");
+            }
+            dir.forget_maps()?;
+            Pins::Rebuilt(problems)
+        }
+    };
+    raise_memlock();
+    let mut loader = EbpfLoader::new();
+    for spec in &SPECS {
+        loader.map_pin_path(spec.name, dir.map(spec.name));
+        if let Some(size) = sizes.get(spec.name) {
+            loader.map_max_entries(spec.name, *size);
+        }
+    }
+    let mut bpf = loader
+        .load(&OBJECT.0)
+        .map_err(|error| KernelError::Load(Box::new(error)))?;
+    for name in [INGRESS, EGRESS, CLOCK] {
+        let program = classifier(&mut bpf, name)?;
+        program.load().map_err(|source| KernelError::Program {
+            name,
+            source: Box::new(source),
+        })?;
+    }
+    info!(pins = ?pins, path = %dir.path().display(), "kernel object loaded");
+    Ok((Programs { bpf }, pins))
+}
+
+fn classifier<'a>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier> {
+    bpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(KernelError::NoProgram(name))
+}
+
+impl Programs {
+    /// Calls `use_it` with a program's descriptor.
+    pub(crate) fn with<T>(
+        &self,
+        name: &'static str,
+        use_it: impl FnOnce(BorrowedFd<'_>) -> T,
+    ) -> Result<T> {
+        let program: &SchedClassifier = self
+            .bpf
+            .program(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(KernelError::NoProgram(name))?;
+        let fd = program.fd().map_err(|source| KernelError::Program {
+            name,
+            source: Box::new(source),
+        })?;
+        Ok(use_it(fd.as_fd()))
+    }
+
+    /// A classifier, for the netlink attachment of kernels without TCX.
+    pub(crate) fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier> {
+        classifier(&mut self.bpf, name)
+    }
+}
+
+/// Kernels before 5.11 charge BPF memory to this limit.
+fn raise_memlock() {
+    let limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: a live, initialised limit structure. Failure is harmless on every supported kernel.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+}
+
+/// Whether a path exists that this build took its object from; for `preflight`.
+#[must_use]
+pub fn has_object() -> bool {
+    !OBJECT.0.is_empty()
+}
+
+/// Removes the whole pin directory of an agent that was detached.
+pub(crate) fn remove_pins(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,837 @@
+//! Executes changes of policy, and knows what is active.
+//!
+//! Two slots, one word. A change fills the slot that no packet looks at, is read back, and becomes active by
+//! one write of the word; whatever fails before that write leaves everything as it was. While a change waits
+//! for its confirmation the kernel itself falls back at the deadline; [`Engine::tick`] notices and records it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use datapath::abi::ActiveWord;
+use policy::snapshot::{Endpoint, Mode, Snapshot};
+use tracing::{error, info, warn};
+
+use super::failsafes::{self, Failsafe};
+use super::plan::{self, Limits, Oversize, Timebase};
+use super::store::{Clocks, Intent, Store, StoreError, Stored};
+use crate::kernel::content::{Content, Part};
+use crate::kernel::{Kernel, KernelError, clock};
+
+/// What the engine needs of the kernel: two slots and a word.
+pub trait Slots {
+    /// The active word.
+    fn word(&self) -> ActiveWord;
+    /// Replaces the word that was looked at.
+    ///
+    /// # Errors
+    /// When it is no longer that word.
+    fn exchange(&self, old: ActiveWord, new: ActiveWord) -> Result<(), KernelError>;
+    /// Fills a slot that no packet looks at; gives the digest of what was read back.
+    ///
+    /// # Errors
+    /// When the slot could not be filled exactly.
+    fn fill(&self, slot: u32, content: &Content) -> Result<[u8; 32], KernelError>;
+    /// What a slot holds.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn read(&self, slot: u32) -> Result<Option<Content>, KernelError>;
+    /// Makes the failsafe map hold exactly these.
+    ///
+    /// # Errors
+    /// When it could not be written exactly.
+    fn set_failsafes(&self, failsafes: &[Failsafe]) -> Result<(), KernelError>;
+}
+
+impl Slots for Kernel {
+    fn word(&self) -> ActiveWord {
+        (**self).word()
+    }
+
+    fn exchange(&self, old: ActiveWord, new: ActiveWord) -> Result<(), KernelError> {
+        (**self).exchange(old, new)
+    }
+
+    fn fill(&self, slot: u32, content: &Content) -> Result<[u8; 32], KernelError> {
+        (**self).fill(slot, content)
+    }
+
+    fn read(&self, slot: u32) -> Result<Option<Content>, KernelError> {
+        (**self).read(slot)
+    }
+
+    fn set_failsafes(&self, list: &[Failsafe]) -> Result<(), KernelError> {
+        (**self).set_failsafes(&failsafes::entries(list))
+    }
+}
+
+impl<T: Slots> Slots for Arc<T> {
+    fn word(&self) -> ActiveWord {
+        (**self).word()
+    }
+
+    fn exchange(&self, old: ActiveWord, new: ActiveWord) -> Result<(), KernelError> {
+        (**self).exchange(old, new)
+    }
+
+    fn fill(&self, slot: u32, content: &Content) -> Result<[u8; 32], KernelError> {
+        (**self).fill(slot, content)
+    }
+
+    fn read(&self, slot: u32) -> Result<Option<Content>, KernelError> {
+        (**self).read(slot)
+    }
+
+    fn set_failsafes(&self, list: &[Failsafe]) -> Result<(), KernelError> {
+        (**self).set_failsafes(list)
+    }
+}
+
+/// Reads the clocks; replaced in tests.
+pub trait Clock {
+    /// Nanoseconds since boot.
+    fn boot_ns(&self) -> u64;
+    /// Nanoseconds since the epoch.
+    fn utc_ns(&self) -> i64;
+}
+
+/// The clocks of this host.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn boot_ns(&self) -> u64 {
+        clock::boot_ns()
+    }
+
+    fn utc_ns(&self) -> i64 {
+        clock::utc_ns()
+    }
+}
+
+/// A change to be made.
+#[derive(Clone, Debug)]
+pub struct Push {
+    /// The new content.
+    pub snapshot: Snapshot,
+    /// Falls back unless confirmed within this time.
+    pub confirm_within: Option<Duration>,
+    /// No fall-back may undo it.
+    pub urgent: bool,
+    /// What the fall-back slot must hold from now on.
+    pub fallback: Option<Snapshot>,
+}
+
+impl Push {
+    /// A change that is final at once.
+    #[must_use]
+    pub const fn now(snapshot: Snapshot) -> Self {
+        Self {
+            snapshot,
+            confirm_within: None,
+            urgent: false,
+            fallback: None,
+        }
+    }
+}
+
+/// A change that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Revision of the snapshot.
+    pub revision: u64,
+    /// Digest of the snapshot whose tables were read back from the kernel.
+    pub digest: [u8; 32],
+    /// Generation of its activation.
+    pub generation: u32,
+    /// Seconds since boot at which it falls back.
+    pub deadline: Option<u64>,
+}
+
+/// Why a change was not made. The old content stays.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A newer revision is applied.
+    #[error("revision {offered} is older than {applied}, which is applied")]
+    Stale {
+        /// What was offered.
+        offered: u64,
+        /// What is applied.
+        applied: u64,
+    },
+    /// Too large.
+    #[error(transparent)]
+    Oversize(#[from] Oversize),
+    /// The kernel refused, or what was read back differs.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The state directory refused.
+    #[error("keeping the change on disk: {0}")]
+    Store(#[from] StoreError),
+    /// Nothing waits for a confirmation.
+    #[error("nothing waits for a confirmation (applied: revision {applied})")]
+    NothingPending {
+        /// What is applied.
+        applied: u64,
+    },
+    /// Another revision waits.
+    #[error("revision {pending} waits for a confirmation, not {asked}")]
+    OtherPending {
+        /// What waits.
+        pending: u64,
+        /// What was confirmed.
+        asked: u64,
+    },
+    /// Nothing was ever activated.
+    #[error("no content is active")]
+    NotArmed,
+}
+
+/// What is active, for records and status.
+#[derive(Clone, Debug)]
+pub struct Active {
+    /// The snapshot; `None` when the kernel holds a content that no file describes.
+    pub snapshot: Option<Arc<Snapshot>>,
+    /// Its digest, hex.
+    pub digest: String,
+    /// Generation.
+    pub generation: u32,
+    /// Slot.
+    pub slot: u32,
+    /// Seconds since boot at which it falls back.
+    pub deadline: Option<u64>,
+}
+
+impl Active {
+    /// Revision; 0 when unknown or none.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.snapshot
+            .as_ref()
+            .map_or(0, |snapshot| snapshot.revision)
+    }
+}
+
+/// Something that happened without being asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The kernel fell back because nobody confirmed.
+    FellBack {
+        /// The revision that was given up.
+        from: u64,
+        /// What counts now.
+        to: u64,
+    },
+    /// The content was loaded again because the clocks moved.
+    ClockMoved,
+}
+
+/// What the engine found when it took over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing was active; the last good snapshot (or none yet) is loaded, learning.
+    Fresh,
+    /// A content was active and goes on.
+    Adopted,
+    /// The last good snapshot was there and could not be believed: everything but failsafes is closed.
+    Closed,
+}
+
+/// See the module.
+pub struct Engine<S, C = SystemClock> {
+    slots: S,
+    clock: C,
+    store: Store,
+    limits: Limits,
+    boot_id: String,
+    clocks: Clocks,
+    behind: bool,
+    failsafes: Vec<Failsafe>,
+    good: Option<Stored>,
+    intent: Option<Intent>,
+    active: Option<Active>,
+    fell_back_from: u64,
+    names: BTreeMap<u32, Arc<Snapshot>>,
+}
+
+const NAMES_KEPT: usize = 16;
+
+impl<S: Slots, C: Clock> Engine<S, C> {
+    /// Takes over what is in the kernel and on disk. Activates nothing yet: see [`Self::start`].
+    ///
+    /// # Errors
+    /// When the clocks cannot be remembered.
+    pub fn new(
+        slots: S,
+        clock: C,
+        store: Store,
+        limits: Limits,
+        boot_id: String,
+    ) -> Result<Self, ApplyError> {
+        let mut clocks = store.clocks();
+        let (boot, utc) = (clock.boot_ns(), clock.utc_ns());
+        let lead = utc.saturating_sub(i64::try_from(boot).unwrap_or(i64::MAX));
+        let behind = utc < clocks.highest_utc_ns;
+        if clocks.boot_id == boot_id {
+            clocks.lead_ns = clocks.lead_ns.max(lead);
+        } else {
+            clocks.boot_id.clone_from(&boot_id);
+            clocks.lead_ns = lead;
+        }
+        clocks.highest_utc_ns = clocks.highest_utc_ns.max(utc);
+        store.set_clocks(&clocks)?;
+        Ok(Self {
+            slots,
+            clock,
+            limits,
+            boot_id,
+            clocks,
+            behind,
+            failsafes: Vec::new(),
+            good: None,
+            intent: store.intent(),
+            active: None,
+            fell_back_from: 0,
+            names: BTreeMap::new(),
+            store,
+        })
+    }
+
+    /// Activates the last good content, learning, unless something is active already. `endpoints` are what
+    /// this host protects while there is no snapshot yet; they are observed, or closed if a snapshot was lost.
+    ///
+    /// # Errors
+    /// When the kernel refuses; nothing is active then.
+    pub fn start(&mut self, endpoints: &[Endpoint]) -> Result<Found, ApplyError> {
+        let good = self.store.good();
+        let word = self.slots.word();
+        if !word.is_empty() {
+            self.good = good.unwrap_or_else(|error| {
+                error!(%error, "the last good snapshot cannot be believed; what is in the kernel goes on");
+                None
+            });
+            self.take_over(word)?;
+            return Ok(Found::Adopted);
+        }
+        // Generations and deadlines of another boot mean nothing; an unconfirmed change is given up.
+        if self.intent.take().is_some() {
+            self.store.clear_intent()?;
+        }
+        let (stored, found) = match good {
+            Ok(Some(stored)) => (stored, Found::Fresh),
+            Ok(None) => (
+                Stored::new(Snapshot {
+                    endpoints: endpoints.to_vec(),
+                    ..Snapshot::default()
+                }),
+                Found::Fresh,
+            ),
+            Err(error) => {
+                error!(%error, "the last good snapshot cannot be believed: CLOSED, only failsafes pass");
+                (Stored::new(plan::closed(0, endpoints)), Found::Closed)
+            }
+        };
+        let content = plan::content(&stored.snapshot, &self.timebase());
+        self.slots.fill(0, &content)?;
+        let word = ActiveWord::committed(2, 0).learning();
+        self.slots.exchange(ActiveWord(0), word)?;
+        self.set_active(&stored, word);
+        self.good = Some(stored);
+        Ok(found)
+    }
+
+    /// Ends the learning that [`Self::start`] began: from now on policy is enforced.
+    ///
+    /// # Errors
+    /// When the word changed meanwhile.
+    pub fn arm(&mut self) -> Result<(), ApplyError> {
+        let word = self.slots.word();
+        if !word.is_learning() {
+            return Ok(());
+        }
+        let armed = ActiveWord::committed(word.generation() + 2, word.slot());
+        self.slots.exchange(word, armed)?;
+        if let Some(active) = &mut self.active {
+            active.generation = armed.generation();
+        }
+        self.remember_names();
+        Ok(())
+    }
+
+    fn take_over(&mut self, word: ActiveWord) -> Result<(), ApplyError> {
+        let intent = self.intent.take().filter(|intent| {
+            intent.boot_id == self.boot_id && intent.generation == word.generation()
+        });
+        let Some(intent) = intent else {
+            self.store.clear_intent()?;
+            let digest = self.good.as_ref().map(|good| good.digest.clone());
+            self.active = Some(Active {
+                snapshot: self
+                    .good
+                    .as_ref()
+                    .map(|good| Arc::new(good.snapshot.clone())),
+                digest: digest.unwrap_or_default(),
+                generation: word.generation(),
+                slot: word.slot(),
+                deadline: word.is_pending().then(|| word.deadline()),
+            });
+            self.remember_names();
+            self.distrust_if_different(word)?;
+            return self.settle().map(drop);
+        };
+        let mut word = word;
+        if intent.held
+            && let Some(deadline) = intent.deadline
+        {
+            // The process died while the fall-back slot was being refilled.
+            if let Some(good) = self.good.clone() {
+                let content = plan::content(&good.snapshot, &self.timebase());
+                self.slots.fill(word.slot() ^ 1, &content)?;
+                let pending = ActiveWord::pending(word.generation(), word.slot(), deadline);
+                self.slots.exchange(word, pending)?;
+                word = pending;
+            }
+        }
+        self.set_active(&intent.stored, word);
+        if word.is_pending() {
+            self.intent = Some(Intent {
+                held: false,
+                ..intent
+            });
+            self.settle()?;
+        } else {
+            // The write that activates happened, the one that remembers did not.
+            self.make_good(intent.stored)?;
+        }
+        Ok(())
+    }
+
+    /// A content in the kernel that is not what the files say is kept, but nobody pretends to know its names.
+    fn distrust_if_different(&mut self, word: ActiveWord) -> Result<(), ApplyError> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        let Some(snapshot) = &active.snapshot else {
+            return Ok(());
+        };
+        let (_, slot, _) = word.effective(self.clock.boot_ns() / 1_000_000_000);
+        let held = self.slots.read(slot)?;
+        // Expiries depend on the clocks; addresses, classes and endpoints do not.
+        let planned = plan::content(
+            snapshot,
+            &Timebase {
+                boot_ns: 0,
+                utc_ns: 0,
+                lead_ns: self.clocks.lead_ns,
+                behind: false,
+            },
+        );
+        let same = held.is_some_and(|held| {
+            Part::ALL.iter().all(|part| match part {
+                Part::Rules => held.part(*part).keys() == planned.part(*part).keys(),
+                _ => held.part(*part) == planned.part(*part),
+            })
+        });
+        if !same {
+            warn!(
+                "the content in the kernel is not the last good snapshot on disk; it goes on until the next change"
+            );
+            active.snapshot = None;
+            active.digest.clear();
+        }
+        Ok(())
+    }
+
+    /// Makes a change.
+    ///
+    /// # Errors
+    /// When it is refused or fails; the old content stays.
+    pub fn apply(&mut self, push: Push) -> Result<Applied, ApplyError> {
+        self.settle()?;
+        let Push {
+            snapshot,
+            confirm_within,
+            urgent,
+            fallback,
+        } = push;
+        let word = self.slots.word();
+        let active = self.active.as_ref().ok_or(ApplyError::NotArmed)?;
+        if snapshot.revision < active.revision() {
+            return Err(ApplyError::Stale {
+                offered: snapshot.revision,
+                applied: active.revision(),
+            });
+        }
+        plan::check_size(&snapshot, &self.limits)?;
+        if let Some(fallback) = &fallback {
+            plan::check_size(fallback, &self.limits)?;
+        }
+        let stored = Stored::new(snapshot);
+        if stored.digest == active.digest
+            && stored.snapshot.revision == active.revision()
+            && confirm_within.is_none()
+        {
+            return Ok(self.already(&stored, word));
+        }
+        let now = self.clock.boot_ns() / 1_000_000_000;
+        let asked = confirm_within.map(|within| now + within.as_secs().max(1));
+        // An urgent change in the middle of an unconfirmed one leaves that one's deadline as it is,
+        // provided that the fall-back is told to hold the urgent part too; otherwise it is final.
+        let deadline = match asked {
+            Some(deadline) => Some(deadline),
+            None if urgent && word.is_pending() && fallback.is_some() => Some(word.deadline()),
+            None => None,
+        };
+        let intent = Intent {
+            generation: word.generation() + 2,
+            slot: word.slot() ^ 1,
+            deadline,
+            boot_id: self.boot_id.clone(),
+            held: false,
+            stored,
+        };
+        if word.is_pending() {
+            self.replace_pending(word, intent, fallback)
+        } else {
+            self.replace_final(word, intent)
+        }
+    }
+
+    fn already(&self, stored: &Stored, word: ActiveWord) -> Applied {
+        Applied {
+            revision: stored.snapshot.revision,
+            digest: stored.snapshot.digest(),
+            generation: word.generation(),
+            deadline: word.is_pending().then(|| word.deadline()),
+        }
+    }
+
+    fn replace_final(&mut self, word: ActiveWord, intent: Intent) -> Result<Applied, ApplyError> {
+        let content = plan::content(&intent.stored.snapshot, &self.timebase());
+        self.slots.fill(intent.slot, &content)?;
+        self.store.set_intent(&intent)?;
+        let mut next = word_of(&intent, intent.deadline);
+        if word.is_learning() {
+            next = next.learning();
+        }
+        if let Err(error) = self.slots.exchange(word, next) {
+            self.store.clear_intent()?;
+            return Err(error.into());
+        }
+        self.finish(intent, next)
+    }
+
+    /// A change while another one waits: the slot to be filled is the fall-back of the waiting one, so the
+    /// word says "final" until the new fall-back is in place. A crash in between is put right by [`Self::start`].
+    fn replace_pending(
+        &mut self,
+        word: ActiveWord,
+        intent: Intent,
+        fallback: Option<Snapshot>,
+    ) -> Result<Applied, ApplyError> {
+        let waiting = self.intent.clone();
+        let held = ActiveWord::committed(word.generation(), word.slot());
+        if let Some(waiting) = &waiting {
+            self.store.set_intent(&Intent {
+                held: true,
+                ..waiting.clone()
+            })?;
+        }
+        self.slots.exchange(word, held)?;
+        let time = self.timebase();
+        let content = plan::content(&intent.stored.snapshot, &time);
+        let good = fallback.map(Stored::new).or_else(|| self.good.clone());
+        if let Err(error) = self.slots.fill(intent.slot, &content) {
+            // Back to the state before: the old fall-back in its slot, the old deadline in the word.
+            if let Some(good) = &self.good {
+                self.slots
+                    .fill(intent.slot, &plan::content(&good.snapshot, &time))?;
+                self.slots.exchange(held, word)?;
+            }
+            if let Some(waiting) = &waiting {
+                self.store.set_intent(waiting)?;
+            }
+            return Err(error.into());
+        }
+        let first = word_of(&intent, None);
+        self.store.set_intent(&Intent {
+            held: intent.deadline.is_some(),
+            ..intent.clone()
+        })?;
+        self.slots.exchange(held, first)?;
+        let mut next = first;
+        if intent.deadline.is_some()
+            && let Some(good) = &good
+        {
+            self.slots
+                .fill(intent.slot ^ 1, &plan::content(&good.snapshot, &time))?;
+            next = word_of(&intent, intent.deadline);
+            self.slots.exchange(first, next)?;
+        }
+        if let Some(good) = good
+            && next.is_pending()
+        {
+            self.store.set_good(&good)?;
+            self.good = Some(good);
+        }
+        self.finish(intent, next)
+    }
+
+    fn finish(&mut self, intent: Intent, word: ActiveWord) -> Result<Applied, ApplyError> {
+        let applied = Applied {
+            revision: intent.stored.snapshot.revision,
+            digest: intent.stored.snapshot.digest(),
+            generation: word.generation(),
+            deadline: word.is_pending().then(|| word.deadline()),
+        };
+        info!(
+            revision = applied.revision,
+            generation = applied.generation,
+            pending = word.is_pending(),
+            "policy content activated"
+        );
+        self.set_active(&intent.stored, word);
+        self.fell_back_from = 0;
+        if word.is_pending() {
+            self.store.set_intent(&intent)?;
+            self.intent = Some(intent);
+        } else {
+            self.make_good(intent.stored)?;
+        }
+        Ok(applied)
+    }
+
+    fn make_good(&mut self, stored: Stored) -> Result<(), ApplyError> {
+        self.store.set_good(&stored)?;
+        self.store.clear_intent()?;
+        self.good = Some(stored);
+        self.intent = None;
+        Ok(())
+    }
+
+    /// Makes the waiting change final. `revision` 0 = whichever waits.
+    ///
+    /// # Errors
+    /// When nothing, or another revision, waits.
+    pub fn confirm(&mut self, revision: u64) -> Result<u64, ApplyError> {
+        self.settle()?;
+        let word = self.slots.word();
+        let applied = self.active.as_ref().map_or(0, Active::revision);
+        if !word.is_pending() {
+            return Err(ApplyError::NothingPending { applied });
+        }
+        if revision != 0 && revision != applied {
+            return Err(ApplyError::OtherPending {
+                pending: applied,
+                asked: revision,
+            });
+        }
+        self.slots
+            .exchange(word, ActiveWord::committed(word.generation(), word.slot()))?;
+        if let Some(active) = &mut self.active {
+            active.deadline = None;
+        }
+        if let Some(intent) = self.intent.take() {
+            self.make_good(intent.stored)?;
+        }
+        info!(revision = applied, "change confirmed");
+        Ok(applied)
+    }
+
+    /// Notices what the kernel did by itself, and clocks that moved. Call it every second or so.
+    ///
+    /// # Errors
+    /// When the kernel or the state directory refuses.
+    pub fn tick(&mut self) -> Result<Vec<Notice>, ApplyError> {
+        let mut notices: Vec<Notice> = self.settle()?.into_iter().collect();
+        if self.read_clocks()? && self.reload()? {
+            notices.push(Notice::ClockMoved);
+        }
+        Ok(notices)
+    }
+
+    /// Writes down a fall-back that the kernel has made.
+    fn settle(&mut self) -> Result<Option<Notice>, ApplyError> {
+        let word = self.slots.word();
+        let (generation, slot, fell) = word.effective(self.clock.boot_ns() / 1_000_000_000);
+        if !fell {
+            // The operator's panic switch moves the generation on.
+            if let Some(active) = &mut self.active
+                && active.generation != word.generation()
+            {
+                active.generation = word.generation();
+                if let Some(intent) = &mut self.intent {
+                    intent.generation = word.generation();
+                    self.store.set_intent(intent)?;
+                }
+                self.remember_names();
+            }
+            return Ok(None);
+        }
+        let settled = ActiveWord::committed(generation, slot);
+        self.slots.exchange(word, settled)?;
+        let from = self.active.as_ref().map_or(0, Active::revision);
+        self.intent = None;
+        self.store.clear_intent()?;
+        match self.good.clone() {
+            Some(good) => self.set_active(&good, settled),
+            None => {
+                self.active = Some(Active {
+                    snapshot: None,
+                    digest: String::new(),
+                    generation,
+                    slot,
+                    deadline: None,
+                });
+            }
+        }
+        self.fell_back_from = from;
+        let to = self.active.as_ref().map_or(0, Active::revision);
+        warn!(
+            from,
+            to, generation, "nobody confirmed: the kernel fell back"
+        );
+        Ok(Some(Notice::FellBack { from, to }))
+    }
+
+    /// True when expiries must be computed again.
+    fn read_clocks(&mut self) -> Result<bool, ApplyError> {
+        const STEP: i64 = 1_000_000_000;
+        let (boot, utc) = (self.clock.boot_ns(), self.clock.utc_ns());
+        let lead = utc.saturating_sub(i64::try_from(boot).unwrap_or(i64::MAX));
+        let recovered = self.behind && utc >= self.clocks.highest_utc_ns;
+        let moved = lead > self.clocks.lead_ns.saturating_add(STEP) || recovered;
+        let persist = moved || utc > self.clocks.highest_utc_ns.saturating_add(60 * STEP);
+        if moved {
+            self.clocks.lead_ns = self.clocks.lead_ns.max(lead);
+            self.behind &= !recovered;
+        }
+        if persist {
+            self.clocks.highest_utc_ns = self.clocks.highest_utc_ns.max(utc);
+            self.store.set_clocks(&self.clocks)?;
+        }
+        Ok(moved)
+    }
+
+    fn reload(&mut self) -> Result<bool, ApplyError> {
+        let word = self.slots.word();
+        let Some(snapshot) = self
+            .active
+            .as_ref()
+            .and_then(|active| active.snapshot.clone())
+        else {
+            return Ok(false);
+        };
+        if word.is_pending() || snapshot.rules.iter().all(|rule| rule.expires.is_none()) {
+            return Ok(false);
+        }
+        let content = plan::content(&snapshot, &self.timebase());
+        self.slots.fill(word.slot() ^ 1, &content)?;
+        let mut next = ActiveWord::committed(word.generation() + 2, word.slot() ^ 1);
+        if word.is_learning() {
+            next = next.learning();
+        }
+        self.slots.exchange(word, next)?;
+        self.set_active(&Stored::new((*snapshot).clone()), next);
+        Ok(true)
+    }
+
+    /// Makes the failsafe map hold exactly these.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_failsafes(&mut self, failsafes: Vec<Failsafe>) -> Result<(), ApplyError> {
+        self.slots.set_failsafes(&failsafes)?;
+        self.failsafes = failsafes;
+        Ok(())
+    }
+
+    /// What is listed beside the policy.
+    #[must_use]
+    pub fn failsafes(&self) -> &[Failsafe] {
+        &self.failsafes
+    }
+
+    /// What is active.
+    #[must_use]
+    pub const fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    /// The revision that the kernel gave up last; 0 after the next change.
+    #[must_use]
+    pub const fn fell_back_from(&self) -> u64 {
+        self.fell_back_from
+    }
+
+    /// Whether the wall clock is behind what was seen before, so that grants are off.
+    #[must_use]
+    pub const fn clock_behind(&self) -> bool {
+        self.behind
+    }
+
+    /// Snapshots by the generation that activated them, the last few.
+    #[must_use]
+    pub const fn generations(&self) -> &BTreeMap<u32, Arc<Snapshot>> {
+        &self.names
+    }
+
+    /// Mode of this host.
+    #[must_use]
+    pub fn mode(&self) -> Option<Mode> {
+        self.active
+            .as_ref()?
+            .snapshot
+            .as_ref()?
+            .endpoints
+            .first()
+            .map(|endpoint| endpoint.mode)
+    }
+
+    /// The clocks as the plan wants them.
+    #[must_use]
+    pub fn timebase(&self) -> Timebase {
+        Timebase {
+            boot_ns: self.clock.boot_ns(),
+            utc_ns: self.clock.utc_ns(),
+            lead_ns: self.clocks.lead_ns,
+            behind: self.behind,
+        }
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn set_active(&mut self, stored: &Stored, word: ActiveWord) {
+        self.active = Some(Active {
+            snapshot: Some(Arc::new(stored.snapshot.clone())),
+            digest: stored.digest.clone(),
+            generation: word.generation(),
+            slot: word.slot(),
+            deadline: word.is_pending().then(|| word.deadline()),
+        });
+        self.remember_names();
+    }
+
+    fn remember_names(&mut self) {
+        if let Some(active) = &self.active
+            && let Some(snapshot) = &active.snapshot
+        {
+            self.names.insert(active.generation, Arc::clone(snapshot));
+            while self.names.len() > NAMES_KEPT {
+                self.names.pop_first();
+            }
+        }
+    }
+}
+
+fn word_of(intent: &Intent, deadline: Option<u64>) -> ActiveWord {
+    match deadline {
+        Some(deadline) => ActiveWord::pending(intent.generation, intent.slot, deadline),
+        None => ActiveWord::committed(intent.generation, intent.slot),
+    }
+}

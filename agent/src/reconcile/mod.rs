@@ -1,0 +1,17 @@
+//! From a snapshot to what the kernel enforces.
+//!
+//! [`plan`] decides (pure), [`Engine`] executes: fill the slot that nobody looks at, read it back, compare,
+//! and activate it by one 64-bit write. On any error the old content stays. [`store`] keeps the last good
+//! snapshot on disk.
+
+mod engine;
+#[cfg(test)]
+mod engine_tests;
+pub mod failsafes;
+pub mod lookup;
+pub mod plan;
+pub mod store;
+
+pub use engine::{
+    Active, Applied, ApplyError, Clock, Engine, Found, Notice, Push, Slots, SystemClock,
+};
