@@ -12,6 +12,7 @@ mod matching;
 pub mod api;
 pub mod compile;
 pub mod evaluate;
+pub mod judge;
 pub mod model;
 pub mod parse;
 pub mod ports;

@@ -377,6 +377,12 @@ impl<'a> SnapshotIndex<'a> {
         }
     }
 
+    /// The snapshot that is indexed.
+    #[must_use]
+    pub const fn snapshot(&self) -> &'a Snapshot {
+        self.snapshot
+    }
+
     /// Identity of an address; unknown when nothing covers it.
     #[must_use]
     pub fn identity(&self, address: IpAddr) -> Identity {
