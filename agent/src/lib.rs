@@ -4,5 +4,7 @@
 //! side (the only user of aya). `control` follows the controller, `admin` serves the local operator.
 //! Enforcement outlives the process: everything that matters is pinned.
 
+pub mod config;
+pub mod flows;
 pub mod kernel;
 pub mod reconcile;

@@ -113,7 +113,8 @@ impl Changes {
         socket.bind(&SocketAddr::new(0, LINK | IPV4_ADDRESS | IPV6_ADDRESS))?;
         socket.set_non_blocking(true)?;
         Ok(Self {
-            socket: AsyncFd::new(socket)?,
+            // SAFETY: the socket owns its descriptor, always names the same one, and lives in the `AsyncFd`.
+            socket: unsafe { AsyncFd::register(socket) }?,
         })
     }
 

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 pub(crate) use host::content_key;
 pub use host::{Kernel, OfflineKernel, PanicMode, Totals};
 pub use sys::TestRun;
+pub(crate) use table::Table;
 
 /// Result of this module.
 pub type Result<T, E = KernelError> = std::result::Result<T, E>;
