@@ -15,7 +15,7 @@ use std::vec::Vec;
 use crate::abi::{
     ActiveWord, AddrValue, ClassKey, ClassValue, Config, Counter, DenyKey, DenyValue,
     EndpointValue, Event, FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, Key4, Key6, Loss,
-    RuleKey, RuleValue,
+    RuleKey, RuleValue, config_flags,
 };
 use crate::conntrack::State;
 use crate::drop_reason::DropReason;
@@ -190,7 +190,11 @@ impl Sim {
             0x0806 => Action::Pass,
             _ => {
                 self.tally(DropReason::NonIp, 1, frame.len() as u64);
-                Action::Pass
+                if self.config.flags & config_flags::L2_DROP != 0 {
+                    Action::Drop
+                } else {
+                    Action::Pass
+                }
             }
         }
     }
@@ -318,10 +322,9 @@ macro_rules! env {
 
             fn find(&self, key: &$key) -> Option<FlowRef<$family>> {
                 let mut flows = self.$flows.borrow_mut();
+                let flow: *mut $flow = &raw mut **flows.get_mut(key)?;
                 // SAFETY: entries are boxed and never removed while a packet is on its way.
-                flows
-                    .get_mut(key)
-                    .map(|flow| unsafe { FlowRef::new(&raw mut **flow) })
+                Some(unsafe { FlowRef::new(flow) })
             }
 
             fn insert(
@@ -359,7 +362,13 @@ macro_rules! env {
                     value.bytes += denial.bytes;
                     value.last = denial.now;
                     value.generation = denial.generation;
-                    return false;
+                    let interval = self.config.deny_interval;
+                    let again =
+                        interval != 0 && denial.now.wrapping_sub(value.announced) >= interval;
+                    if again {
+                        value.announced = denial.now;
+                    }
+                    return again;
                 }
                 denies.insert(
                     key,

@@ -1,0 +1,222 @@
+//! What a change of policy, an expiry or a full table does to flows.
+
+use datapath::abi::{ActiveWord, RuleKey, addr_flags, rule_flags, verdict};
+use datapath::conntrack::State;
+use datapath::drop_reason::DropReason;
+use datapath::ids::Direction::{Egress, Ingress};
+use datapath::packet::tcp::{ACK, RST, SYN};
+use datapath::pipeline::Action::{Drop, Pass};
+use datapath::record::FlowView;
+use datapath::sim::packets::{end, tcp};
+
+use crate::support::{LOCAL, OTHER, PEER, armed, content, mapped, open, view4};
+
+#[test]
+fn a_policy_change_cuts_a_live_session_and_a_restamp_keeps_one() {
+    let mut sim = armed();
+    let (a, b, server) = (end(PEER, 40000), end(LOCAL, 40001), end(LOCAL, 443));
+    open(&sim, a, server, true);
+    open(&sim, b, end(PEER, 5432), false);
+    let mut next = content();
+    next.rules
+        .retain(|(key, _)| key.port != 443u16.to_be_bytes());
+    sim.slots[1] = next;
+    sim.word.set(ActiveWord::committed(2, 1));
+    assert_eq!(
+        sim.send(&tcp(server, a, ACK, 9), Egress),
+        Drop,
+        "the reply asks again, in the original direction"
+    );
+    assert_eq!(sim.send(&tcp(a, server, ACK, 9), Ingress), Drop);
+    assert_eq!(sim.dropped(DropReason::PolicyChanged), 2);
+    assert_eq!(
+        sim.send(&tcp(b, end(PEER, 5432), ACK, 9), Egress),
+        Pass,
+        "what is still allowed goes on"
+    );
+    let cut = FlowView::of4(
+        sim.flows4
+            .borrow()
+            .values()
+            .find(|flow| FlowView::of4(flow).responder_port == 443)
+            .unwrap(),
+    );
+    assert_eq!(
+        (cut.state, cut.allowed, cut.reason, cut.generation),
+        (State::CUT, false, DropReason::PolicyChanged, 2)
+    );
+    // Old content under a new generation: the cut connection may be opened anew, its old segments may not go on.
+    sim.word.set(ActiveWord::committed(3, 0));
+    assert_eq!(sim.send(&tcp(a, server, ACK, 9), Ingress), Drop);
+    open(&sim, a, server, true);
+}
+
+#[test]
+fn keep_survives_a_deny_but_no_guardrail_and_no_isolation() {
+    for (hard, isolate, expected) in [
+        (false, false, Pass),
+        (true, false, Drop),
+        (false, true, Drop),
+    ] {
+        let mut sim = armed();
+        let (client, server) = (end(PEER, 40000), end(LOCAL, 443));
+        for (key, value) in &mut sim.slots[0].rules {
+            if key.port == 443u16.to_be_bytes() {
+                value.flags |= rule_flags::KEEP;
+            }
+        }
+        open(&sim, client, server, true);
+        let mut next = content();
+        next.rules
+            .retain(|(key, _)| key.port != 443u16.to_be_bytes());
+        for (_, value) in &mut next.rules {
+            if hard && value.enforced == verdict::DENY {
+                value.flags |= rule_flags::HARD;
+            }
+        }
+        if isolate {
+            for (net, _, value) in &mut next.addresses {
+                if *net == mapped(PEER).0 {
+                    value.flags |= addr_flags::ISOLATED;
+                }
+            }
+        }
+        sim.slots[1] = next;
+        sim.word.set(ActiveWord::committed(2, 1));
+        assert_eq!(
+            sim.send(&tcp(client, server, ACK, 9), Ingress),
+            expected,
+            "hard {hard} isolate {isolate}"
+        );
+    }
+}
+
+#[test]
+fn mid_stream_is_denied_in_enforce_and_adopted_while_learning() {
+    let sim = armed();
+    let (client, server) = (end(OTHER, 40000), end(LOCAL, 22));
+    assert_eq!(
+        sim.send(&tcp(end(PEER, 40000), end(LOCAL, 443), ACK, 5), Ingress),
+        Drop,
+        "allowed by policy, but never opened"
+    );
+    assert_eq!(
+        sim.send(&tcp(end(PEER, 40000), end(LOCAL, 443), RST, 0), Ingress),
+        Drop
+    );
+    assert_eq!(
+        (
+            sim.dropped(DropReason::MidStream),
+            sim.dropped(DropReason::RstWithoutFlow)
+        ),
+        (1, 1)
+    );
+
+    // Learning: the live session of an unauthorised peer is adopted, a new one of the same peer is not.
+    sim.word.set(ActiveWord::committed(2, 0).learning());
+    assert_eq!(sim.send(&tcp(client, server, ACK, 5), Ingress), Pass);
+    let late = end(OTHER, 40001);
+    assert_eq!(sim.send(&tcp(late, server, SYN, 0), Ingress), Pass);
+    sim.word.set(ActiveWord::committed(3, 0));
+    assert_eq!(
+        sim.send(&tcp(client, server, ACK, 5), Ingress),
+        Pass,
+        "arming does not cut"
+    );
+    assert_eq!(
+        sim.send(&tcp(late, server, ACK, 0), Ingress),
+        Drop,
+        "a handshake that arming met halfway is denied"
+    );
+    assert_eq!(sim.send(&tcp(late, server, SYN, 0), Ingress), Drop);
+    let adopted = sim
+        .flows4
+        .borrow()
+        .values()
+        .map(|flow| FlowView::of4(flow))
+        .find(|flow| flow.initiator_port == 40000)
+        .unwrap();
+    assert!(
+        adopted.adopted && adopted.allowed && !adopted.evaluated_allow,
+        "kept, and reported"
+    );
+    sim.word.set(ActiveWord::committed(4, 0));
+    assert_eq!(
+        sim.send(&tcp(client, server, ACK, 5), Ingress),
+        Drop,
+        "the content after the arming one cuts it"
+    );
+}
+
+#[test]
+fn an_unconfirmed_content_falls_back_by_itself() {
+    let mut sim = armed();
+    let mut lockout = content();
+    lockout
+        .rules
+        .retain(|(key, _)| key.prefix_len == RuleKey::ANY_PROTOCOL);
+    sim.slots[1] = lockout;
+    let (client, server) = (end(PEER, 40000), end(LOCAL, 443));
+    sim.word.set(ActiveWord::pending(
+        2,
+        1,
+        sim.boot_ns.get() / 1_000_000_000 + 5,
+    ));
+    assert_eq!(sim.send(&tcp(client, server, SYN, 0), Ingress), Drop);
+    sim.advance_seconds(4);
+    assert_eq!(sim.send(&tcp(client, server, SYN, 0), Ingress), Drop);
+    sim.advance_seconds(1);
+    assert_eq!(sim.send(&tcp(client, server, SYN, 0), Ingress), Pass);
+    assert_eq!(
+        view4(&sim).generation,
+        3,
+        "old content under a new generation"
+    );
+}
+
+#[test]
+fn an_expiry_ends_a_session_without_anybody() {
+    let mut sim = armed();
+    let deadline = sim.boot_ns.get() + 10_000_000_000;
+    for (key, value) in &mut sim.slots[0].rules {
+        if key.port == 443u16.to_be_bytes() {
+            value.expiry = deadline;
+            value.after = verdict::DENY;
+            value.after_rule = 91;
+            value.after_reason = DropReason::DefaultDeny as u8;
+            value.flags |= rule_flags::KEEP;
+        }
+    }
+    let (client, server) = (end(PEER, 40000), end(LOCAL, 443));
+    open(&sim, client, server, true);
+    sim.advance_seconds(9);
+    assert_eq!(sim.send(&tcp(client, server, ACK, 5), Ingress), Pass);
+    sim.advance_seconds(1);
+    assert_eq!(sim.send(&tcp(client, server, ACK, 5), Ingress), Drop);
+    assert_eq!(sim.dropped(DropReason::Expired), 1);
+    assert_eq!(
+        sim.send(&tcp(end(PEER, 40001), server, SYN, 0), Ingress),
+        Drop
+    );
+}
+
+#[test]
+fn a_full_table_denies_unless_configured() {
+    let mut sim = armed();
+    sim.capacity = 1;
+    assert_eq!(
+        sim.send(&tcp(end(PEER, 1), end(LOCAL, 443), SYN, 0), Ingress),
+        Pass
+    );
+    assert_eq!(
+        sim.send(&tcp(end(PEER, 2), end(LOCAL, 443), SYN, 0), Ingress),
+        Drop
+    );
+    assert_eq!(sim.dropped(DropReason::TableFull), 1);
+    sim.config.flags = datapath::abi::config_flags::FULL_ALLOW;
+    assert_eq!(
+        sim.send(&tcp(end(PEER, 3), end(LOCAL, 443), SYN, 0), Ingress),
+        Pass
+    );
+    assert_eq!(sim.losses.borrow().len(), 2, "both causes are counted");
+}

@@ -1,0 +1,8 @@
+//! The pipeline on the host: every rule of the datapath that a few packets can show.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod hostile;
+mod lifetime;
+mod policy;
+mod sessions;
+mod support;
