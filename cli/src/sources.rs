@@ -5,28 +5,21 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use policy::source::Source;
 
 use crate::error::Failure;
 
 /// More than this is a mistake, not a policy.
 const MAX_TOTAL: u64 = 32 << 20;
 
-/// A file's name as the user wrote it, and its text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Source {
-    /// Appears in every message about the file.
-    pub(crate) name: String,
-    /// UTF-8.
-    pub(crate) text: String,
-}
+/// Probes are many short lines.
+const MAX_PROBES: u64 = 1 << 30;
 
-/// Reads everything below `paths` in a stable order; `-` is stdin.
+/// Reads every policy file below `paths` in a stable order; `-` is stdin.
 pub(crate) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
     let mut files = Vec::new();
     for path in paths {
-        if path.as_os_str() == "-" {
-            files.push(path.clone());
-        } else if path.is_dir() {
+        if path.as_os_str() != "-" && path.is_dir() {
             let before = files.len();
             walk(path, &mut files)?;
             if files.len() == before {
@@ -41,15 +34,32 @@ pub(crate) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
         }
     }
     let mut left = MAX_TOTAL;
-    files.iter().map(|path| read_one(path, &mut left)).collect()
+    files
+        .iter()
+        .map(|path| {
+            let (name, bytes) = bytes(path, left)?;
+            left = left.saturating_sub(bytes.len() as u64);
+            Ok(Source::from_bytes(name, &bytes)?)
+        })
+        .collect()
 }
 
-/// Reads one file.
+/// Reads one policy or inventory file.
 pub(crate) fn read_file(path: &Path) -> anyhow::Result<Source> {
-    read_one(path, &mut MAX_TOTAL.clone())
+    let (name, bytes) = bytes(path, MAX_TOTAL)?;
+    Ok(Source::from_bytes(name, &bytes)?)
 }
 
-fn read_one(path: &Path, left: &mut u64) -> anyhow::Result<Source> {
+/// Reads probes, which may be longer than any policy.
+pub(crate) fn read_probes(path: &Path) -> anyhow::Result<Source> {
+    let (name, bytes) = bytes(path, MAX_PROBES)?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| Failure::new(format!("{name} is not UTF-8"), "save the file as UTF-8"))?;
+    Ok(Source::new(name, text))
+}
+
+/// Name and content of a file or stdin, if it is not longer than allowed.
+fn bytes(path: &Path, limit: u64) -> anyhow::Result<(String, Vec<u8>)> {
     let (name, reader): (String, Box<dyn std::io::Read>) = if path.as_os_str() == "-" {
         ("<stdin>".into(), Box::new(std::io::stdin()))
     } else {
@@ -57,19 +67,20 @@ fn read_one(path: &Path, left: &mut u64) -> anyhow::Result<Source> {
         let file = fs::File::open(path).with_context(|| format!("cannot read {name}"))?;
         (name, Box::new(file))
     };
-    let mut text = String::new();
-    // One byte more than allowed tells "too big" from "just fits".
-    let read = reader
-        .take(*left + 1)
-        .read_to_string(&mut text)
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells "too long" from "just fits".
+    reader
+        .take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)
         .with_context(|| format!("cannot read {name}"))?;
-    *left = (*left).checked_sub(read as u64).ok_or_else(|| {
-        Failure::new(
-            format!("{name}: more than {} MiB of policy", MAX_TOTAL >> 20),
-            "name the policy files only",
+    if bytes.len() as u64 > limit {
+        return Err(Failure::new(
+            format!("{name}: together the files are too long"),
+            "name the files that are needed only",
         )
-    })?;
-    Ok(Source { name, text })
+        .into());
+    }
+    Ok((name, bytes))
 }
 
 fn walk(directory: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {

@@ -14,8 +14,8 @@ use crate::output::{self, Document, Screen, Table, Tone};
 pub(crate) struct Problem {
     pub(crate) file: String,
     /// From 1; 0 when the problem has no place.
-    pub(crate) line: u32,
-    pub(crate) column: u32,
+    pub(crate) line: u64,
+    pub(crate) column: u64,
     pub(crate) message: String,
     pub(crate) suggestion: Option<String>,
 }
@@ -24,16 +24,28 @@ impl From<v1::Problem> for Problem {
     fn from(problem: v1::Problem) -> Self {
         Self {
             file: problem.file,
-            line: problem.line,
-            column: problem.column,
+            line: problem.line.into(),
+            column: problem.column.into(),
             message: problem.message,
             suggestion: some(problem.suggestion),
         }
     }
 }
 
+impl From<policy::problems::Problem> for Problem {
+    fn from(problem: policy::problems::Problem) -> Self {
+        Self {
+            file: problem.file,
+            line: problem.line,
+            column: problem.column,
+            message: problem.message,
+            suggestion: problem.suggestion,
+        }
+    }
+}
+
 impl Problem {
-    /// `file:line:column: message`, as editors understand it.
+    /// `file:line:column: error: message; suggestion`, as editors understand it.
     pub(crate) fn to_line(&self) -> String {
         let mut line = self.file.clone();
         if self.line > 0 {
@@ -42,8 +54,11 @@ impl Problem {
         if !line.is_empty() {
             line.push_str(": ");
         }
-        line.push_str(&self.message);
-        line
+        line = format!("{line}error: {}", self.message);
+        match &self.suggestion {
+            Some(suggestion) => format!("{line}; {suggestion}"),
+            None => line,
+        }
     }
 }
 
@@ -53,13 +68,18 @@ pub(crate) struct Problems {
     pub(crate) problems: Vec<Problem>,
 }
 
+impl From<policy::problems::Problems> for Problems {
+    fn from(problems: policy::problems::Problems) -> Self {
+        Self {
+            problems: problems.0.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
 impl Document for Problems {
     fn table(&self, screen: &mut Screen) -> io::Result<()> {
         for problem in &self.problems {
             screen.remark(&problem.to_line())?;
-            if let Some(suggestion) = &problem.suggestion {
-                screen.remark(&format!("  {suggestion}"))?;
-            }
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ mod objects;
 mod response;
 
 pub(crate) use activity::{Edge, EdgeList, Flow, FlowList};
-pub(crate) use change::{Apply, Explanation, Problem, Problems};
+pub(crate) use change::{Apply, Explanation, Problems};
 pub(crate) use findings::{Finding, FindingList};
 pub(crate) use fleet::{FleetStatus, Token, WorkloadList};
 pub(crate) use objects::{History, ObjectList};

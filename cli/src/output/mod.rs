@@ -123,6 +123,21 @@ impl Screen {
         writeln!(self.out, "{}", printable(line))
     }
 
+    /// A word in the colour of what it means, without a line end.
+    pub(crate) fn toned(&mut self, word: &str, tone: Tone) -> io::Result<()> {
+        let code = match tone {
+            _ if !self.colour => None,
+            Tone::Plain => None,
+            Tone::Good => Some(32),
+            Tone::Warn => Some(33),
+            Tone::Bad => Some(31),
+        };
+        match code {
+            Some(code) => write!(self.out, "\u{1b}[{code}m{}\u{1b}[0m", printable(word)),
+            None => write!(self.out, "{}", printable(word)),
+        }
+    }
+
     /// Text of our own making or the user's own file, as it is.
     pub(crate) fn raw(&mut self, text: &str) -> io::Result<()> {
         self.out.write_all(text.as_bytes())

@@ -7,7 +7,6 @@ use anyhow::Context as _;
 use clap::Args;
 use proto::v1::{self, policies_client::PoliciesClient};
 
-use super::policy::offline;
 use super::session::{Session, mutation, whole_seconds};
 use crate::Outcome;
 use crate::error::Failure;
@@ -77,14 +76,18 @@ pub(super) async fn send(
     screen: &mut Screen,
 ) -> anyhow::Result<Option<model::Apply>> {
     let sources = sources::read(paths)?;
-    if let Err(problems) = offline::check(&sources) {
-        screen.show(&model::Problems { problems })?;
-        screen.remark("nothing was applied")?;
-        return Ok(None);
-    }
-    if request.prune && sources.iter().all(|source| source.text.trim().is_empty()) {
+    // Only what can be told of the files alone: what they refer to may be in the store.
+    let objects = match policy::parse::parse(&sources) {
+        Ok(objects) => objects,
+        Err(problems) => {
+            screen.show(&model::Problems::from(problems))?;
+            screen.remark("nothing was applied")?;
+            return Ok(None);
+        }
+    };
+    if objects.is_empty() {
         return Err(Failure::new(
-            "the files are empty, and --prune would remove every object",
+            "the files hold no object",
             "name the files that hold your policy",
         )
         .into());
@@ -92,7 +95,7 @@ pub(super) async fn send(
     request.files = sources
         .into_iter()
         .map(|source| v1::SourceFile {
-            name: source.name,
+            name: source.name.to_string(),
             text: source.text,
         })
         .collect();
