@@ -4,6 +4,8 @@ use std::error::Error as _;
 use std::fs;
 use std::future::Future;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -22,6 +24,8 @@ pub(crate) struct Remote {
     channel: Channel,
     url: String,
     timeout: Duration,
+    /// Something came back over this connection, so the certificate was accepted.
+    answered: Arc<AtomicBool>,
 }
 
 /// Whether repeating a call that got no answer can do harm.
@@ -81,6 +85,7 @@ impl Remote {
             channel,
             url: target.controller.clone(),
             timeout,
+            answered: Arc::default(),
         })
     }
 
@@ -144,7 +149,14 @@ impl Remote {
             }
         };
         match answer {
-            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Ok(response)) => {
+                self.answered.store(true, Ordering::Relaxed);
+                Ok(response.into_inner())
+            }
+            Ok(Err(status)) if status.source().is_some() => {
+                let fresh = !self.answered.load(Ordering::Relaxed);
+                Err(broken(&self.url, &status, kind, fresh).into())
+            }
             Ok(Err(status)) => Err(explain(&self.url, &status, kind).into()),
             Err(_) => {
                 let status = Status::deadline_exceeded(format!(
@@ -213,24 +225,43 @@ fn unreachable(url: &str, why: &str) -> Failure {
     Failure::new(format!("cannot reach {url}: {why}"), next)
 }
 
+/// The connection broke during a call. With TLS 1.3 a server that refuses a certificate says so only
+/// after the handshake, and what it says is lost if the request is still being written.
+fn broken(url: &str, status: &Status, kind: &Kind, fresh: bool) -> Failure {
+    let said = text(status);
+    if is_tls(&said) {
+        return Failure::new(
+            format!("{url} refused the connection: {said}"),
+            "your certificate is expired, revoked or of another CA; ask for a new one",
+        );
+    }
+    let mut next = match kind {
+        Kind::Read => "run the command again".to_owned(),
+        Kind::Mutation(key) => repeat(key),
+    };
+    if fresh {
+        next.push_str(
+            "; if it happens again, your certificate is expired, revoked or of another CA",
+        );
+    }
+    Failure::new(format!("{url} broke the connection: {said}"), next)
+}
+
+fn repeat(key: &str) -> String {
+    format!(
+        "the controller may have done it all the same: see `cofferdam history`, or repeat safely \
+         with --idempotency-key {key}"
+    )
+}
+
 /// An error from the server in our words.
 fn explain(url: &str, status: &Status, kind: &Kind) -> Failure {
     let said = text(status);
     let unsure = |failure: String| match kind {
         Kind::Read => Failure::new(failure, "run the command again"),
-        Kind::Mutation(key) => Failure::new(
-            failure,
-            format!(
-                "the controller may have done it all the same: see `cofferdam history`, or repeat \
-                 safely with --idempotency-key {key}"
-            ),
-        ),
+        Kind::Mutation(key) => Failure::new(failure, repeat(key)),
     };
     match status.code() {
-        Code::Unavailable | Code::Unknown if is_tls(&said) => Failure::new(
-            format!("{url} refused the connection: {said}"),
-            "your certificate is expired, revoked or of another CA; ask for a new one",
-        ),
         Code::Unavailable => unsure(format!("{url} is not available: {said}")),
         Code::DeadlineExceeded | Code::Cancelled => unsure(said),
         Code::Unauthenticated => Failure::new(

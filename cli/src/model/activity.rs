@@ -134,7 +134,7 @@ impl Flow {
         ("PORT", 9),
         ("OUT", 9),
         ("IN", 9),
-        ("RULE", 24),
+        ("RULE", 28),
         ("REASON", 0),
     ];
 

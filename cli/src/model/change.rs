@@ -220,11 +220,10 @@ impl Document for Apply {
 
 fn agents(names: &[String]) -> String {
     const SHOWN: usize = 8;
-    let mut text = match names.len() {
-        0 => return "no agent".into(),
-        1 => "1 agent: ".to_owned(),
-        count => format!("{count} agents: "),
-    };
+    if names.is_empty() {
+        return "no agent".into();
+    }
+    let mut text = format!("{}: ", output::counted(names.len(), "agent"));
     let shown: Vec<_> = names.iter().take(SHOWN).map(String::as_str).collect();
     text.push_str(&shown.join(", "));
     if names.len() > SHOWN {

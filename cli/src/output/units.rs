@@ -28,6 +28,14 @@ pub(crate) fn bytes(count: u64) -> String {
     format!("{value:.1} {unit}")
 }
 
+/// `1 file`, `2 files`.
+pub(crate) fn counted(count: usize, thing: &str) -> String {
+    match count {
+        1 => format!("1 {thing}"),
+        _ => format!("{count} {thing}s"),
+    }
+}
+
 /// Milliseconds with as many digits as are worth reading.
 pub(crate) fn milliseconds(value: f64) -> String {
     format!("{value:.1} ms")

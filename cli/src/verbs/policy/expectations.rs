@@ -152,47 +152,40 @@ fn members(scenario: &Scenario, end: &TestEnd, which: &str) -> Result<Vec<ProbeE
 }
 
 fn compare(test: &PolicyTest, probe: &Probe, verdict: &ConnectionVerdict) -> Result<(), String> {
-    let decided = decided_by(verdict);
-    let rule = decided.map_or("no managed end", |end| end.draft_rule.as_str());
+    let (side, decided) = decided_by(verdict);
+    let rule = decided.map_or("none", |end| end.draft_rule.as_str());
     let reason = decided.map_or("none", |end| end.draft_reason.name());
-    let got = verdict.draft.is_allow();
-    let complaint = if got != test.expect_allow {
-        format!(
-            "expected {}, got {}",
-            crate::model::verdict(test.expect_allow),
-            crate::model::verdict(got)
-        )
-    } else if test.rule.as_deref().is_some_and(|wanted| wanted != rule) {
-        format!(
-            "expected rule {}, got another",
-            test.rule.as_deref().unwrap_or_default()
-        )
-    } else if test
-        .reason
-        .as_deref()
-        .is_some_and(|wanted| wanted != reason)
-    {
-        format!(
-            "expected reason {}, got another",
-            test.reason.as_deref().unwrap_or_default()
-        )
+    let expected = crate::model::verdict(test.expect_allow);
+    let got = verdict.draft.name();
+    let wanted_rule = test.rule.as_deref().unwrap_or(rule);
+    let wanted_reason = test.reason.as_deref().unwrap_or(reason);
+    let complaint = if expected != got {
+        format!("expected {expected}, got {got}")
+    } else if wanted_rule != rule {
+        format!("expected rule {wanted_rule}, got {rule}")
+    } else if wanted_reason != reason {
+        format!("expected reason {wanted_reason}, got {reason}")
     } else {
         return Ok(());
     };
+    let (from, to) = (end_name(&probe.from), end_name(&probe.to));
     let port = output::port(test.protocol.into(), test.port.into());
     Err(format!(
-        "{complaint}: {} → {} {port}, rule {rule}, reason {reason}",
-        end_name(&probe.from),
-        end_name(&probe.to)
+        "{complaint}: {from} → {to} {port}, {side} rule {rule}, reason {reason}"
     ))
 }
 
 /// The end whose draft decides: the first that denies, egress first; otherwise the destination's.
-fn decided_by(verdict: &ConnectionVerdict) -> Option<&EndVerdict> {
-    let mut ends = verdict.egress.iter().chain(&verdict.ingress);
-    ends.find(|end| !end.draft.is_allow())
-        .or(verdict.ingress.as_ref())
-        .or(verdict.egress.as_ref())
+fn decided_by(verdict: &ConnectionVerdict) -> (&'static str, Option<&EndVerdict>) {
+    let denies = |end: &&EndVerdict| !end.draft.is_allow();
+    let (egress, ingress) = (verdict.egress.as_ref(), verdict.ingress.as_ref());
+    if let Some(end) = egress.filter(denies) {
+        return ("egress", Some(end));
+    }
+    match ingress {
+        Some(end) => ("ingress", Some(end)),
+        None => ("egress", egress),
+    }
 }
 
 fn end_name(end: &ProbeEnd) -> String {

@@ -11,7 +11,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::Outcome;
 use crate::model::Problems;
-use crate::output::{Format, Screen};
+use crate::output::{self, Format, Screen};
 use crate::sources;
 
 /// Evaluate, test and check policy files without a controller
@@ -142,7 +142,11 @@ impl Check {
                 let count = scenario.set.objects().len();
                 let files = sources.len();
                 if screen.is_table() {
-                    screen.line(&format!("{count} objects in {files} files: no problem"))?;
+                    screen.line(&format!(
+                        "{} in {}: no problem",
+                        output::counted(count, "object"),
+                        output::counted(files, "file")
+                    ))?;
                 } else {
                     screen.show(&Problems {
                         problems: Vec::new(),

@@ -1,0 +1,14 @@
+//! The real binary, against files and against a small server that speaks the API.
+
+mod command;
+mod context;
+mod expected;
+mod fake;
+mod formats;
+mod mutations;
+mod offline;
+mod pki;
+mod samples;
+mod streams;
+mod unreachable;
+mod usage;
