@@ -1,5 +1,11 @@
 //! The real binary, against files and against a small server that speaks the API.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail tests"
+)]
+
 mod command;
 mod context;
 mod expected;
