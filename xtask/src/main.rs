@@ -4,8 +4,10 @@
 mod cargo_test;
 mod check;
 mod codegen;
+mod demo;
 mod deny;
 mod ebpf;
+mod estate;
 mod project;
 mod run;
 mod setup;
@@ -41,6 +43,8 @@ enum Verb {
     Deny,
     /// Set up, build and run all tests.
     Test(test::Args),
+    /// The main job on real traffic: hosts, servers, policy, an intruder.
+    Demo(demo::Args),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Verb::Codegen(args) => codegen::run(&project, &args),
         Verb::Deny => deny::run(&project),
         Verb::Test(args) => test::run(&project, &args),
+        Verb::Demo(args) => demo::run(&project, &args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

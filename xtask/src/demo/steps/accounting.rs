@@ -1,0 +1,232 @@
+//! Flow records against tcpdump, to the packet and the byte.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::super::report::Outcome;
+use super::super::world::World;
+use crate::estate::capture::{Capture, Count, Counts};
+use crate::estate::process::Process;
+use crate::estate::wait_for;
+
+/// Port of the application server.
+const PORT: u16 = 8080;
+
+/// One request of HTTP/1.0: connect, ask, read to the end. Returns the client's own address.
+pub(super) fn request(server: SocketAddr) -> std::io::Result<SocketAddr> {
+    let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(10))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mine = stream.local_addr()?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    if !answer.ends_with(b"app\n") {
+        return Err(std::io::Error::other("a strange answer"));
+    }
+    Ok(mine)
+}
+
+/// Moves a large file and makes many short connections, and compares every flow with the wire.
+pub(in super::super) fn accounting(
+    world: &mut World,
+    transfer: u64,
+    connections: u32,
+) -> Result<Outcome<()>> {
+    let (web, app) = (world.host("web")?, world.host("app")?);
+    let dir = world.estate.dir("capture")?;
+    let capture = Capture::start(
+        &world.estate.switch,
+        web,
+        &format!(
+            "tcp port {PORT} and host {} or tcp port {PORT} and host {}",
+            app.v4(),
+            app.v6()
+        ),
+        &dir,
+    )?;
+    let start = Instant::now();
+    let mut curl = web.netns.command("curl");
+    // Held back a little, so that tcpdump loses nothing on a small machine.
+    curl.args(["-sf", "-o", "/dev/null", "--limit-rate", "200M"])
+        .arg(format!("http://{}:{PORT}/large", app.v4()));
+    let mut curl = Process::start("curl", &mut curl, &dir.join("curl.log"))?;
+    let servers = app
+        .addresses()
+        .map(|address| SocketAddr::new(address, PORT));
+    let made = web.netns.enter(|| -> std::io::Result<u32> {
+        let mut made = 0;
+        for number in 0..connections {
+            request(servers[number as usize % 2])?;
+            made += 1;
+        }
+        Ok(made)
+    })??;
+    if !curl.finish(Duration::from_secs(300))? {
+        bail!("the large transfer failed: {}", curl.tail());
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let wanted = u64::from(made) + 1;
+    let mut counts = None;
+    let mut capture = Some(capture);
+    let compared = wait_for(
+        "flow records that agree with the wire",
+        Duration::from_secs(90),
+        || {
+            let records = records(world, &["web", "app"]).ok()?;
+            if records.len() as u64 != wanted * 2 || records.values().any(|record| !record.closed) {
+                return None;
+            }
+            // Only now: the last segments of the last connections are on the wire.
+            if let Some(capture) = capture.take() {
+                counts = Some(capture.finish());
+            }
+            match counts.as_ref()? {
+                Ok(counts) => match compare(&records, counts) {
+                    Ok(compared) => Some(Ok(compared)),
+                    Err(error) if start.elapsed().as_secs_f64() > seconds + 60.0 => {
+                        Some(Err(error))
+                    }
+                    Err(_) => None,
+                },
+                Err(error) => Some(Err(anyhow::anyhow!("{error:#}"))),
+            }
+        },
+    )
+    .with_context(|| format!("{wanted} connections were made; {}", summary(world)))??;
+    if compared.bytes < transfer {
+        bail!(
+            "only {} bytes were counted for a transfer of {transfer}",
+            compared.bytes
+        );
+    }
+    let text = format!(
+        "   {} bytes and {made} short connections (IPv4 and IPv6) in {seconds:.1} s: {} flows, {} packets, {} bytes;\n   both \
+         ends' records equal tcpdump's count to the packet and byte",
+        transfer, compared.flows, compared.packets, compared.bytes
+    );
+    let data = json!({"flows": compared.flows, "packets": compared.packets, "bytes": compared.bytes, "seconds": seconds,
+        "connections": made, "transfer": transfer});
+    Ok(Outcome::new((), text, data))
+}
+
+/// One end's record of a flow.
+pub(super) struct Record {
+    out: Count,
+    back: Count,
+    /// The flow is over.
+    pub(super) closed: bool,
+}
+
+/// (host that recorded it, initiator, responder) → record, for flows to the application server.
+pub(super) type Records = BTreeMap<(String, SocketAddr, SocketAddr), Record>;
+
+/// The records of several hosts; one that occurs twice is an error.
+pub(super) fn records(world: &World, hosts: &[&str]) -> Result<Records> {
+    let answer = world.controller.ask(&[
+        "flows",
+        "--workload",
+        "web",
+        "--port",
+        &PORT.to_string(),
+        "--limit",
+        "100000",
+    ])?;
+    let mut records = Records::new();
+    for flow in answer["flows"]
+        .as_array()
+        .context("no flows in the answer")?
+    {
+        let host = flow["host"].as_str().unwrap_or_default();
+        if !hosts.contains(&host)
+            || flow["denial"] == json!(true)
+            || flow["initiator"]["workload"] != json!("web")
+        {
+            continue;
+        }
+        let number = |name: &str| flow[name].as_u64().unwrap_or(0);
+        let record = Record {
+            out: Count {
+                packets: number("packets_out"),
+                bytes: number("bytes_out"),
+                last_us: 0,
+            },
+            back: Count {
+                packets: number("packets_in"),
+                bytes: number("bytes_in"),
+                last_us: 0,
+            },
+            closed: flow["closed"] == json!(true),
+        };
+        let key = (
+            host.to_owned(),
+            end(&flow["initiator"])?,
+            end(&flow["responder"])?,
+        );
+        if records.insert(key.clone(), record).is_some() {
+            bail!("two records of one flow: {key:?}");
+        }
+    }
+    Ok(records)
+}
+
+fn end(value: &Value) -> Result<SocketAddr> {
+    let address: IpAddr = value["address"].as_str().context("no address")?.parse()?;
+    let port = u16::try_from(value["port"].as_u64().context("no port")?)?;
+    Ok(SocketAddr::new(address, port))
+}
+
+struct Compared {
+    flows: usize,
+    packets: u64,
+    bytes: u64,
+}
+
+/// Both ends' records of every flow must be what the wire carried; flows that began before the capture are not compared.
+fn compare(records: &Records, counts: &Counts) -> Result<Compared> {
+    let mut compared = Compared {
+        flows: 0,
+        packets: 0,
+        bytes: 0,
+    };
+    for ((host, from, to), record) in records {
+        let wire = |a, b| {
+            let count = counts.get(&(a, b)).copied().unwrap_or_default();
+            Count {
+                last_us: 0,
+                ..count
+            }
+        };
+        let (out, back) = (wire(*from, *to), wire(*to, *from));
+        if (record.out, record.back) != (out, back) {
+            bail!(
+                "{host} recorded {:?} and {:?} for {from} → {to}, the wire carried {out:?} and {back:?}",
+                record.out,
+                record.back
+            );
+        }
+        if host == "web" {
+            compared.flows += 1;
+            compared.packets += out.packets + back.packets;
+            compared.bytes += out.bytes + back.bytes;
+        }
+    }
+    Ok(compared)
+}
+
+fn summary(world: &World) -> String {
+    match records(world, &["web", "app"]) {
+        Ok(records) => {
+            let closed = records.values().filter(|record| record.closed).count();
+            format!(
+                "the controller has {} records of both ends, {closed} closed",
+                records.len()
+            )
+        }
+        Err(error) => format!("the records are unreadable: {error:#}"),
+    }
+}

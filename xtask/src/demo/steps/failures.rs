@@ -1,0 +1,206 @@
+//! What fails at three in the morning: an agent, the controller, a push.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+use serde_json::json;
+
+use super::super::report::Outcome;
+use super::super::world::World;
+use super::accounting::{records, request};
+use super::{ANSWER, apply, sessions_live};
+use crate::estate::probe::{self, Reach};
+use crate::estate::wait_for;
+
+/// New connections per second while things are killed.
+const RATE: u32 = 1_000;
+/// For how many seconds.
+const SECONDS: u32 = 6;
+
+/// Kills two agents and the controller under load, starts them again, and looks for missing or doubled records.
+pub(in super::super) fn restart(world: &mut World) -> Result<Outcome<()>> {
+    let before: BTreeSet<SocketAddr> = records(world, &["web"])?
+        .into_keys()
+        .map(|(_, from, _)| from)
+        .collect();
+    let app = world.host("app")?;
+    let server = SocketAddr::new(app.addresses()[0], 8080);
+    let web_path = world.host("web")?.netns.path();
+    let load = std::thread::spawn(move || run_load(&web_path, server));
+    let begun = Instant::now();
+    let after = |seconds: u64| {
+        wait_for("the next act", Duration::from_secs(30), || {
+            (begun.elapsed() >= Duration::from_secs(seconds)).then_some(())
+        })
+    };
+    after(1)?;
+    world.agent("web")?.process.crash()?;
+    world.agent("app")?.process.crash()?;
+    after(2)?;
+    world.controller.process.crash()?;
+    // Nobody is alive to enforce anything but the kernel.
+    let (kiosk, db) = (world.host("kiosk")?, world.host("app")?);
+    if probe::from_host(
+        kiosk,
+        &[(db.addresses()[0], 8080), (db.addresses()[1], 8080)],
+        ANSWER,
+    )? != [Reach::Blocked, Reach::Blocked]
+    {
+        bail!("kiosk reached app while its agent was dead");
+    }
+    sessions_live(world)?;
+    after(4)?;
+    world.agent("web")?.restart()?;
+    world.controller.restart()?;
+    world.agent("app")?.restart()?;
+    let clients = load
+        .join()
+        .map_err(|_| anyhow!("the load thread panicked"))??;
+    sessions_live(world)?;
+    let (missing, extra) = wait_for(
+        "every connection's record from both ends",
+        Duration::from_secs(120),
+        || {
+            let found = records(world, &["web", "app"]).ok()?;
+            if found.values().any(|record| !record.closed) {
+                return None;
+            }
+            let mut missing = 0;
+            let mut extra = 0;
+            for host in ["web", "app"] {
+                let seen: BTreeSet<SocketAddr> = found
+                    .keys()
+                    .filter(|(at, from, _)| at == host && !before.contains(from))
+                    .map(|(_, from, _)| *from)
+                    .collect();
+                missing += clients.difference(&seen).count();
+                extra += seen.difference(&clients).count();
+            }
+            (missing == 0 || begun.elapsed() > Duration::from_secs(100)).then_some((missing, extra))
+        },
+    )?;
+    if missing + extra > 0 {
+        bail!(
+            "of {} connections {missing} records are missing and {extra} belong to none (both ends together)",
+            clients.len()
+        );
+    }
+    let text = format!(
+        "   {} connections at {RATE}/s while two agents and the controller were killed (-9) and came back:\n   every one has \
+         exactly one record from each end; enforcement and sessions went on",
+        clients.len()
+    );
+    Ok(Outcome::new(
+        (),
+        text,
+        json!({"connections": clients.len(), "rate": RATE, "missing": missing, "doubled": extra}),
+    ))
+}
+
+/// Makes connections at a steady rate from a namespace and returns the clients' own addresses.
+fn run_load(netns: &str, server: SocketAddr) -> Result<BTreeSet<SocketAddr>> {
+    const THREADS: u32 = 4;
+    let file = std::fs::File::open(netns)?;
+    let mut workers = Vec::new();
+    for _ in 0..THREADS {
+        let file = file.try_clone()?;
+        workers.push(std::thread::spawn(move || -> Result<Vec<SocketAddr>> {
+            nix::sched::setns(&file, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            let start = Instant::now();
+            let mut made = Vec::new();
+            let total = RATE * SECONDS / THREADS;
+            for number in 0..total {
+                let due = Duration::from_secs_f64(f64::from(number * THREADS) / f64::from(RATE));
+                std::thread::sleep(due.saturating_sub(start.elapsed()));
+                made.push(request(server)?);
+            }
+            Ok(made)
+        }));
+    }
+    let mut clients = BTreeSet::new();
+    for worker in workers {
+        for client in worker
+            .join()
+            .map_err(|_| anyhow!("a client thread panicked"))??
+        {
+            if !clients.insert(client) {
+                bail!("{client} was used twice: its records cannot be told apart");
+            }
+        }
+    }
+    Ok(clients)
+}
+
+/// A policy that takes the operator's access away is applied with a deadline, and the host's agent is killed.
+pub(in super::super) fn lock_out(world: &mut World) -> Result<Outcome<()>> {
+    let everything = [
+        ("bastion", "web", 22),
+        ("bastion", "app", 22),
+        ("bastion", "db", 22),
+        ("bastion", "cache", 22),
+    ];
+    let answer = apply(world, &everything, &["--confirm-within", "6s"])?;
+    let applied = Instant::now();
+    let target = [(world.host("db")?.addresses()[0], 22)];
+    wait_for("the lock-out to take hold", Duration::from_secs(5), || {
+        let reach = probe::from_host(
+            world.host("bastion").ok()?,
+            &target,
+            Duration::from_millis(300),
+        )
+        .ok()?;
+        (reach == [Reach::Blocked]).then_some(())
+    })?;
+    world.agent("db")?.process.crash()?;
+    world.agent("bastion")?.process.crash()?;
+    wait_for("the kernels to fall back", Duration::from_secs(30), || {
+        let reach = probe::from_host(
+            world.host("bastion").ok()?,
+            &target,
+            Duration::from_millis(300),
+        )
+        .ok()?;
+        (reach == [Reach::Open]).then_some(())
+    })?;
+    let back_ms = applied.elapsed().as_millis() as u64;
+    world.agent("db")?.restart()?;
+    world.agent("bastion")?.restart()?;
+    let state = wait_for(
+        "the history to say that it was rolled back",
+        Duration::from_secs(30),
+        || {
+            let history = world.controller.ask(&["history"]).ok()?;
+            let entry = history["entries"]
+                .as_array()?
+                .iter()
+                .find(|entry| entry["revision"] == answer["revision"])?;
+            (entry["state"] == json!("rolled-back")).then(|| entry["state"].clone())
+        },
+    )?;
+    wait_for(
+        "every agent to verify the old policy",
+        Duration::from_secs(60),
+        || {
+            let status = world.controller.ask(&["status"]).ok()?;
+            let agents = status["agents"].as_array()?;
+            agents
+                .iter()
+                .all(|agent| {
+                    agent["digest_matches"] == json!(true) && agent["pending"] == json!(false)
+                })
+                .then_some(())
+        },
+    )?;
+    sessions_live(world)?;
+    let text = format!(
+        "   bastion lost ssh to db, both agents were killed, nobody confirmed: {back_ms} ms after the push it was back,\n   by the \
+         kernels alone; the controller's history says {state}"
+    );
+    Ok(Outcome::new(
+        (),
+        text,
+        json!({"back_ms": back_ms, "deadline_s": 6, "history": state}),
+    ))
+}
