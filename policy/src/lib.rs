@@ -8,10 +8,14 @@
 //! tables). Every error of a text is a [`problems::Problem`] with its place.
 
 mod matching;
+mod model_json;
 
 pub mod api;
 pub mod compile;
+pub mod diff;
 pub mod evaluate;
+pub mod explain;
+pub mod filetests;
 pub mod judge;
 pub mod model;
 pub mod parse;
@@ -22,6 +26,7 @@ pub mod problems;
 pub mod selectors;
 pub mod set;
 pub mod snapshot;
+pub mod snapshot_diff;
 pub mod source;
 pub mod walk;
 pub mod world;

@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 
 use crate::ports::PortSpec;
-use crate::selectors::{Labels, Selector, serialize_subject};
+use crate::selectors::{Labels, Selector};
 use crate::snapshot::{FlowDirection, Mode};
 use crate::source::Place;
 
@@ -518,9 +518,4 @@ impl Object {
             None => format!("{}/{}", self.kind(), metadata.name),
         }
     }
-}
-
-/// Serialises a subject (for [`crate::model_json`]).
-pub(crate) fn subject_json(subject: &Selector) -> serde_json::Value {
-    serialize_subject(subject, serde_json::value::Serializer).unwrap_or_default()
 }

@@ -157,7 +157,7 @@ fn question<'a>(world: &'a World, set: &'a PolicySet, random: &mut Random) -> Op
         let other = random.below(world.workloads().len());
         random.pick(&world.workloads()[other].addresses)
     } else {
-        generate::address(&random.pick(&generate::STRANGERS))
+        generate::address(random.pick(&generate::STRANGERS))
     };
     if own.is_ipv4() != peer.is_ipv4() {
         return None;

@@ -145,7 +145,7 @@ pub(crate) fn map_entries<'a>(
 pub(crate) fn text<'a>(node: &'a Node, what: &str, problems: &mut Problems) -> Option<&'a str> {
     match &node.value {
         Value::Text(text) => Some(text),
-        Value::Int(_) | Value::Float(_) | Value::Bool(_) => {
+        Value::Int(_) | Value::Float | Value::Bool(_) => {
             problems.push(wrong_kind(node, what, "a text").suggest("put it in quotes"));
             None
         }

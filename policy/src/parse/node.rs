@@ -33,7 +33,7 @@ pub(crate) enum Value {
     /// A whole number.
     Int(i128),
     /// Any other number.
-    Float(f64),
+    Float,
     /// Text.
     Text(String),
     /// A list.
@@ -60,7 +60,7 @@ impl Node {
             Value::Null => "nothing",
             Value::Bool(_) => "a boolean",
             Value::Int(_) => "a number",
-            Value::Float(_) => "a fraction",
+            Value::Float => "a fraction",
             Value::Text(_) => "a text",
             Value::List(_) => "a list",
             Value::Map(_) => "a mapping",
@@ -137,7 +137,7 @@ enum Raw {
     Null,
     Bool(bool),
     Int(i128),
-    Float(f64),
+    Float,
     Text(String),
     List(Vec<Spanned<Raw>>),
     Map(Vec<(Spanned<String>, Spanned<Raw>)>),
@@ -150,7 +150,7 @@ fn node(file: &Arc<str>, raw: Spanned<Raw>) -> Node {
             Raw::Null => Value::Null,
             Raw::Bool(value) => Value::Bool(value),
             Raw::Int(value) => Value::Int(value),
-            Raw::Float(value) => Value::Float(value),
+            Raw::Float => Value::Float,
             Raw::Text(value) => Value::Text(value),
             Raw::List(items) => {
                 Value::List(items.into_iter().map(|item| node(file, item)).collect())
@@ -218,8 +218,9 @@ impl<'de> Visitor<'de> for RawVisitor {
             .map_err(|_| E::custom("the number is too large"))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Raw, E> {
-        Ok(Raw::Float(value))
+    fn visit_f64<E>(self, _: f64) -> Result<Raw, E> {
+        // No field takes a fraction; that it is one is all a message needs.
+        Ok(Raw::Float)
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Raw, E> {

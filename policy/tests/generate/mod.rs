@@ -16,7 +16,7 @@ use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
 /// The moment that scenarios are compiled for.
-pub const NOW: OffsetDateTime = datetime!(2030-01-01 00:00 UTC);
+pub(crate) const NOW: OffsetDateTime = datetime!(2030-01-01 00:00 UTC);
 
 const CIDRS: [&str; 14] = [
     "0.0.0.0/0",
@@ -36,7 +36,7 @@ const CIDRS: [&str; 14] = [
 ];
 
 /// Addresses that belong to no workload, inside and outside.
-pub const STRANGERS: [&str; 7] = [
+pub(crate) const STRANGERS: [&str; 7] = [
     "10.0.0.200",
     "10.0.0.11",
     "10.1.0.1",
@@ -49,14 +49,14 @@ pub const STRANGERS: [&str; 7] = [
 const PORTS: [u16; 10] = [0, 22, 80, 81, 443, 5432, 8000, 8080, 9000, 65_535];
 
 /// SplitMix64: small, seeded, good enough.
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def0)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -64,16 +64,16 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
 
     /// True `percent` times in a hundred.
-    pub fn chance(&mut self, percent: usize) -> bool {
+    pub(crate) fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    pub fn pick<T: Clone>(&mut self, pool: &[T]) -> T {
+    pub(crate) fn pick<T: Clone>(&mut self, pool: &[T]) -> T {
         pool[self.below(pool.len())].clone()
     }
 
@@ -82,15 +82,15 @@ impl Random {
     }
 }
 
-pub fn cidr(text: &str) -> IpNet {
+pub(crate) fn cidr(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-pub fn address(text: &str) -> IpAddr {
+pub(crate) fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-pub fn world(random: &mut Random) -> World {
+pub(crate) fn world(random: &mut Random) -> World {
     let mut world = World::new(vec![cidr("10.0.0.0/16"), cidr("fd00::/64")], Vec::new());
     for index in 1..=2 + random.below(5) {
         let mut labels = Labels::new();
@@ -156,7 +156,7 @@ fn metadata(name: impl Into<String>) -> Metadata {
     }
 }
 
-pub fn selector(random: &mut Random, may_be_empty: bool) -> Selector {
+pub(crate) fn selector(random: &mut Random, may_be_empty: bool) -> Selector {
     let mut selector = Selector::default();
     match random.below(if may_be_empty { 6 } else { 5 }) {
         0 | 1 => {
@@ -201,7 +201,7 @@ fn peer(random: &mut Random) -> Peer {
             selector: selector(random, true),
         },
         3 | 4 => {
-            let net = cidr(&random.pick(&CIDRS));
+            let net = cidr(random.pick(&CIDRS));
             let holes: Vec<IpNet> = CIDRS
                 .iter()
                 .map(|text| cidr(text))
@@ -356,7 +356,7 @@ fn filter(random: &mut Random, index: usize) -> Filter {
         priority: random.pick(&[10, 1000]),
         entries: random.some(4, |random| FilterEntry {
             direction: direction(random),
-            cidr: random.chance(60).then(|| cidr(&random.pick(&CIDRS))),
+            cidr: random.chance(60).then(|| cidr(random.pick(&CIDRS))),
             ports: random.chance(80).then(|| direct(random, false)),
             allow: random.chance(50),
             place: Place::default(),
@@ -412,7 +412,7 @@ fn grant(random: &mut Random, index: usize) -> Grant {
 }
 
 /// Objects of every kind that speaks about flows.
-pub fn objects(random: &mut Random) -> Vec<Object> {
+pub(crate) fn objects(random: &mut Random) -> Vec<Object> {
     let mut objects = vec![
         Object::AddressGroup(AddressGroup {
             metadata: metadata("office"),
@@ -471,7 +471,7 @@ pub fn objects(random: &mut Random) -> Vec<Object> {
 }
 
 /// A protocol and a port that it can have.
-pub fn protocol_and_port(random: &mut Random) -> (u8, u16) {
+pub(crate) fn protocol_and_port(random: &mut Random) -> (u8, u16) {
     match random.below(10) {
         0..=4 => (6, probe_port(random)),
         5 => (17, probe_port(random)),
