@@ -1,5 +1,6 @@
 //! Reading policy files: files, directories (recursively) and stdin.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,9 @@ pub(crate) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
             files.push(path.clone());
         }
     }
+    // A file that is named twice is still one file.
+    let mut seen = HashSet::new();
+    files.retain(|path| seen.insert(path.clone()));
     let mut left = MAX_TOTAL;
     files
         .iter()
@@ -131,6 +135,8 @@ mod tests {
             .map(|source| source.text)
             .collect();
         assert_eq!(read, ["a.json", "b/a.yml", "z.yaml"]);
+        let twice = [root.join("a.json"), root.join("a.json")];
+        assert_eq!(super::read(&twice).unwrap().len(), 1);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The connection to the controller.
 
 mod config;
+mod interrupt;
 mod remote;
 mod resolve;
 

@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Response, Status, Streaming};
 
+use super::interrupt::Interrupt;
 use super::resolve::Target;
 use crate::error::{Failure, Interrupted};
 
@@ -26,6 +27,7 @@ pub(crate) struct Remote {
     timeout: Duration,
     /// Something came back over this connection, so the certificate was accepted.
     answered: Arc<AtomicBool>,
+    interrupt: Interrupt,
 }
 
 /// Whether repeating a call that got no answer can do harm.
@@ -69,9 +71,10 @@ impl Remote {
             .keep_alive_while_idle(true)
             .user_agent(concat!("cofferdam/", env!("CARGO_PKG_VERSION")))
             .context("cannot prepare the connection")?;
+        let interrupt = Interrupt::listen()?;
         let connected = tokio::select! {
             connected = tokio::time::timeout(limit, endpoint.connect()) => connected,
-            () = interrupted() => return Err(Interrupted { note: None }.into()),
+            () = interrupt.pressed() => return Err(Interrupted { note: None }.into()),
         };
         let channel = match connected {
             Ok(Ok(channel)) => channel,
@@ -86,6 +89,7 @@ impl Remote {
             url: target.controller.clone(),
             timeout,
             answered: Arc::default(),
+            interrupt,
         })
     }
 
@@ -126,6 +130,7 @@ impl Remote {
         Ok(Stream {
             inner,
             url: self.url.clone(),
+            interrupt: self.interrupt.clone(),
         })
     }
 
@@ -137,7 +142,7 @@ impl Remote {
     ) -> anyhow::Result<T> {
         let answer = tokio::select! {
             answer = tokio::time::timeout(limit, call) => answer,
-            () = interrupted() => {
+            () = self.interrupt.pressed() => {
                 let note = match kind {
                     Kind::Read => None,
                     Kind::Mutation(_) => Some(
@@ -173,6 +178,7 @@ impl Remote {
 pub(crate) struct Stream<T> {
     inner: Streaming<T>,
     url: String,
+    interrupt: Interrupt,
 }
 
 impl<T> Stream<T> {
@@ -180,7 +186,7 @@ impl<T> Stream<T> {
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<T>> {
         let message = tokio::select! {
             message = self.inner.message() => message,
-            () = interrupted() => return Ok(None),
+            () = self.interrupt.pressed() => return Ok(None),
         };
         match message {
             Ok(Some(message)) => Ok(Some(message)),
@@ -203,13 +209,6 @@ impl<T> Stream<T> {
             }
             Err(status) => Err(explain(&self.url, &status, &Kind::Read).into()),
         }
-    }
-}
-
-/// Ends when the user presses Ctrl-C; never when that cannot be listened for.
-pub(crate) async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
     }
 }
 
