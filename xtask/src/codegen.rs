@@ -1,5 +1,5 @@
-//! `cargo xtask codegen`: writes the generated code of `proto`, or proves that it is fresh. The
-//! generator is a test of that package, so that its tools never reach a shipped binary.
+//! `cargo xtask codegen`: writes what is generated and checked in, or proves that it is fresh. Each generator
+//! is a test of the package that owns it, so that its tools never reach a shipped binary.
 
 use anyhow::{Result, bail};
 
@@ -7,8 +7,11 @@ use crate::cargo_test;
 use crate::project::Project;
 use crate::run;
 
-/// The test that compares, and writes when asked to.
-const TEST: &str = "generated_code_is_fresh";
+/// Package and test that compare, and write when asked to.
+const GENERATORS: &[(&str, &str)] = &[
+    ("proto", "generated_code_is_fresh"),
+    ("datapath", "the_page_of_drop_reasons_is_fresh"),
+];
 /// Asks it to write.
 const WRITE: &str = "COFFERDAM_CODEGEN";
 
@@ -22,22 +25,24 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
-    let mut command = run::cargo();
-    command
-        .current_dir(project.root())
-        .args(["test", "--quiet", "--package=proto", TEST]);
-    if args.check {
-        command.env_remove(WRITE);
-    } else {
-        command.env(WRITE, "write");
+    for (package, test) in GENERATORS {
+        let mut command = run::cargo();
+        command
+            .current_dir(project.root())
+            .args(["test", "--quiet", "--package", package, test]);
+        if args.check {
+            command.env_remove(WRITE);
+        } else {
+            command.env(WRITE, "write");
+        }
+        let results = cargo_test::run(&mut command)?;
+        if !results.success {
+            bail!("what {package} generates is not fresh: run cargo xtask codegen and commit");
+        }
+        if results.passed == 0 {
+            bail!("{package} has no test {test}: nothing was checked");
+        }
     }
-    let results = cargo_test::run(&mut command)?;
-    if !results.success {
-        bail!("the generated code of proto is not fresh: run cargo xtask codegen and commit");
-    }
-    if results.passed == 0 {
-        bail!("proto has no test {TEST}: nothing was checked");
-    }
-    println!("codegen: the generated code is fresh");
+    println!("codegen: everything generated is fresh");
     Ok(())
 }
