@@ -234,14 +234,8 @@ fn from_cell<L: PolicyLookup>(lookup: &L, cell: &RuleValue) -> Decision {
 }
 
 #[inline(always)]
-const fn reason_of(number: u8) -> DropReason {
-    match number {
-        0 => DropReason::None,
-        1 => DropReason::PolicyDeny,
-        7 => DropReason::Expired,
-        6 => DropReason::Filter,
-        _ => DropReason::DefaultDeny,
-    }
+fn reason_of(number: u8) -> DropReason {
+    DropReason::from_u8(number).unwrap_or(DropReason::DefaultDeny)
 }
 
 /// The active content lacks an entry that it should have: unknown denies, unless nothing is enforced.

@@ -29,7 +29,7 @@ pub(crate) const ROLES: &[&str] = &[
 pub(crate) fn documents(without: &[(&str, &str, u16)]) -> String {
     let mut text = String::from(
         "# The shop: default deny, and what it needs to work.\n\
-         apiVersion: cofferdam.dev/v1\nkind: Mode\nmetadata:\n  name: everybody-enforces\nspec:\n  subject: {}\n  mode: enforce\n",
+         apiVersion: cofferdam.dev/v1\nkind: Mode\nmetadata:\n  name: everybody-enforces\nspec:\n  subject: all\n  mode: enforce\n",
     );
     for role in ROLES {
         let pairs = || ALLOWED.iter().filter(|pair| !without.contains(pair));
