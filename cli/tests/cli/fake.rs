@@ -41,6 +41,8 @@ pub(crate) struct Behaviour {
     pub(crate) isolation_complete: bool,
     /// Revisions that `watch` reports as verified, one message each.
     pub(crate) verified: Vec<u64>,
+    /// Flows are hostile to terminals.
+    pub(crate) hostile: bool,
     /// Rows a page holds at most; 0 = all.
     pub(crate) page: usize,
 }
@@ -292,7 +294,10 @@ impl Inventory for Service {
     }
 }
 
-fn flows() -> Vec<v1::FlowRecord> {
+fn flows(hostile: bool) -> Vec<v1::FlowRecord> {
+    if hostile {
+        return vec![samples::hostile()];
+    }
     vec![
         samples::flow("u-1", false),
         samples::flow("u-2", true),
@@ -304,7 +309,11 @@ fn flows() -> Vec<v1::FlowRecord> {
 impl Flows for Service {
     async fn list(&self, request: Request<v1::ListFlowsRequest>) -> Answer<v1::ListFlowsResponse> {
         let request = self.take(request).await?;
-        let (flows, next_page_token) = self.page(flows(), request.page_size, &request.page_token);
+        let (flows, next_page_token) = self.page(
+            flows(self.behaviour.hostile),
+            request.page_size,
+            &request.page_token,
+        );
         Ok(Response::new(v1::ListFlowsResponse {
             flows,
             next_page_token,
@@ -315,7 +324,7 @@ impl Flows for Service {
 
     async fn follow(&self, request: Request<v1::FollowFlowsRequest>) -> Answer<Self::FollowStream> {
         self.take(request).await?;
-        self.messages(flows())
+        self.messages(flows(self.behaviour.hostile))
     }
 
     async fn edges(&self, request: Request<v1::ListEdgesRequest>) -> Answer<v1::ListEdgesResponse> {

@@ -86,6 +86,23 @@ fn lists_are_gathered_over_pages() {
 }
 
 #[test]
+fn what_hosts_say_cannot_drive_the_terminal() {
+    let fake = Fake::start(Behaviour {
+        hostile: true,
+        ..Behaviour::default()
+    });
+    let run = fake.run(&["flows"]).expect(0);
+    assert_eq!(run.stdout.lines().count(), 2, "{run:?}");
+    assert!(run.stdout.contains("web\\u{1b}[2J"), "{run:?}");
+    assert!(run.stdout.contains("one two"), "{run:?}");
+    let run = fake.run(&["flows", "-o", "json"]).expect(0);
+    assert_eq!(
+        run.json()["flows"][0]["initiator"]["workload"],
+        "web\u{1b}[2J"
+    );
+}
+
+#[test]
 fn filters_reach_the_server() {
     let fake = Fake::start(Behaviour::default());
     let args = [

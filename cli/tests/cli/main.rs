@@ -11,6 +11,7 @@ mod context;
 mod expected;
 mod fake;
 mod formats;
+mod manual;
 mod mutations;
 mod offline;
 mod pki;

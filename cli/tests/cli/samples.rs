@@ -50,16 +50,30 @@ pub(crate) fn flow(uid: &str, allowed: bool) -> v1::FlowRecord {
     }
 }
 
-/// A ping from outside, and a name that tries to move the cursor.
+/// A record with names that try to move the cursor and to look like another row.
+pub(crate) fn hostile() -> v1::FlowRecord {
+    v1::FlowRecord {
+        uid: "evil".into(),
+        initiator_workload: "web\u{1b}[2J".into(),
+        rule: "one\ntwo".into(),
+        ..v1::FlowRecord::default()
+    }
+}
+
+/// A ping from outside, dropped.
 pub(crate) fn ping() -> v1::FlowRecord {
     v1::FlowRecord {
         uid: "icmp".into(),
-        host: "evil\u{1b}[2J".into(),
+        host: "db-host".into(),
         protocol: 1,
         initiator: Some(address("203.0.113.9")),
         responder: Some(address("10.0.1.9")),
         responder_port: 8 << 8,
-        rule: "evil\u{1b}[2Jrule".into(),
+        packets_out: 3,
+        bytes_out: 252,
+        denial: true,
+        reason: "filter".into(),
+        rule: "filter/no-pings/entries[0]".into(),
         last_seen: at(2000),
         ..v1::FlowRecord::default()
     }
