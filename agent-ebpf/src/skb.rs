@@ -18,15 +18,30 @@ impl Frame {
     }
 }
 
-impl PacketRead for Frame {
+impl Frame {
+    /// What lies beyond the linear part, or nowhere.
     #[inline(always)]
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+    fn read_beyond<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let mut bytes = [0u8; N];
         // SAFETY: the helper writes N bytes to the array or fails; it also reaches non-linear data.
         let result = unsafe {
             bpf_skb_load_bytes(self.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32)
         };
         if result == 0 { Some(bytes) } else { None }
+    }
+}
+
+impl PacketRead for Frame {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        // SAFETY: the context is valid while the program runs.
+        let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        let start = data + offset as usize;
+        if start + N <= end {
+            // SAFETY: the N bytes lie before `data_end`, as the verifier demands to see; bytes need no alignment.
+            return Some(unsafe { *(start as *const [u8; N]) });
+        }
+        self.read_beyond(offset)
     }
 
     #[inline(always)]
