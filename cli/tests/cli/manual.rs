@@ -14,6 +14,7 @@ const SHOWN: &[&str] = &[
     "get.txt",
     "get.yaml",
     "history.txt",
+    "policy-explain.txt",
     "status.txt",
     "test-fail.txt",
     "token.txt",
@@ -28,7 +29,10 @@ fn the_manual_shows_what_is_printed() {
         let printed = fs::read_to_string(root.join("tests/expected").join(name)).unwrap();
         let block: String = printed
             .lines()
-            .map(|line| format!("    {line}\n"))
+            .map(|line| match line {
+                "" => "\n".to_owned(),
+                _ => format!("    {line}\n"),
+            })
             .collect();
         assert!(
             manual.contains(&block),

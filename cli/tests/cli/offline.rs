@@ -177,6 +177,15 @@ fn tests_in_policies_pass_and_fail() {
     let args = ["policy", "test", "policies", "--inventory", "inv.yaml"];
     let result = run(home.path(), &args).expect(0);
     expected::check("test-pass.txt", &result.stdout);
+    let same = [
+        "policy",
+        "test",
+        "--inventory",
+        "inv.yaml",
+        "--policy",
+        "policies",
+    ];
+    assert_eq!(run(home.path(), &same).expect(0).stdout, result.stdout);
 
     let wrong = SHOP.replace("port: 22, expect: deny", "port: 22, expect: allow");
     fs::write(home.path().join("policies/shop.yaml"), wrong).unwrap();
@@ -187,11 +196,44 @@ fn tests_in_policies_pass_and_fail() {
 }
 
 #[test]
+fn explain_walks_both_ends() {
+    let home = home();
+    let args = [
+        "policy",
+        "explain",
+        "--inventory",
+        "inv.yaml",
+        "--policy",
+        "policies",
+        "--at",
+        "2026-11-23T10:00:00Z",
+        "web-1",
+        "db-1",
+        "22",
+    ];
+    let result = run(home.path(), &args).expect(0);
+    expected::check("policy-explain.txt", &result.stdout);
+    let json = run(home.path(), &[&args[..], &["-o", "json"]].concat()).expect(0);
+    let json = json.json();
+    assert_eq!(
+        (&json["enforced"], &json["port"]),
+        (&"deny".into(), &"22/tcp".into())
+    );
+    assert!(json["walk"]["ingress"]["tiers"].is_array(), "{json}");
+    let wrong = args.map(|arg| if arg == "web-1" { "web-2" } else { arg });
+    let result = run(home.path(), &wrong).expect(1);
+    assert!(
+        result.stderr.contains("there is no workload \"web-2\""),
+        "{result:?}"
+    );
+}
+
+#[test]
 fn a_test_that_means_nobody_fails() {
     let home = home();
     let result = run(home.path(), &["policy", "test", "policies"]).expect(1);
     assert!(
-        result.stdout.contains("`from` selects no workload"),
+        result.stdout.contains("\"from\" selects no workload"),
         "{result:?}"
     );
 }

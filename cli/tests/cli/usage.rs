@@ -25,6 +25,7 @@ const VERBS: &[&[&str]] = &[
     &["policy", "eval"],
     &["policy", "test"],
     &["policy", "check"],
+    &["policy", "explain"],
     &["context"],
     &["context", "add"],
     &["context", "use"],

@@ -6,15 +6,20 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use policy::api::Scenario;
+use policy::evaluate::evaluate;
+use policy::explain::explain;
+use policy::filetests::run_tests;
+use policy::probe::{Probe, ProbeEnd};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::Outcome;
-use crate::model::Problems;
+use crate::model::{Explanation, Problems};
 use crate::output::{self, Format, Screen};
 use crate::sources;
+use crate::verbs::explain::PortSpec;
 
-/// Evaluate, test and check policy files without a controller
+/// Evaluate, explain, test and check policy files without a controller
 #[derive(Debug, Args)]
 pub(crate) struct Policy {
     #[command(subcommand)]
@@ -26,6 +31,7 @@ enum Verb {
     Eval(Eval),
     Test(Test),
     Check(Check),
+    Explain(Explain),
 }
 
 /// Answer probes: one JSON line each, in order
@@ -48,8 +54,11 @@ struct Eval {
 #[derive(Debug, Args)]
 struct Test {
     /// Files or directories; - for stdin
-    #[arg(value_name = "FILE|DIR", required = true)]
+    #[arg(value_name = "FILE|DIR", required_unless_present = "policy")]
     files: Vec<PathBuf>,
+    /// The same, as `eval` takes them
+    #[arg(long, value_name = "FILE|DIR", num_args = 1..)]
+    policy: Vec<PathBuf>,
     /// Managed networks and workloads that the tests speak of, besides Workload objects in the files
     #[arg(long, value_name = "FILE")]
     inventory: Option<PathBuf>,
@@ -63,6 +72,26 @@ struct Check {
     /// Files or directories; - for stdin
     #[arg(value_name = "FILE|DIR", required = true)]
     files: Vec<PathBuf>,
+}
+
+/// Explain why a flow passes or not: both ends, every tier, which rule
+#[derive(Debug, Args)]
+struct Explain {
+    /// Managed networks and workloads
+    #[arg(long, value_name = "FILE")]
+    inventory: PathBuf,
+    /// File or directory; may be repeated
+    #[arg(long, value_name = "FILE|DIR", required = true)]
+    policy: Vec<PathBuf>,
+    /// Workload or address that opens the flow
+    from: String,
+    /// Workload or address that answers
+    to: String,
+    /// As in `cofferdam explain`
+    #[arg(value_name = "PORT[/PROTOCOL]")]
+    port: String,
+    #[command(flatten)]
+    moment: Moment,
 }
 
 #[derive(Debug, Args)]
@@ -85,6 +114,7 @@ impl Policy {
             Verb::Eval(verb) => verb.run(screen),
             Verb::Test(verb) => verb.run(screen),
             Verb::Check(verb) => verb.run(screen),
+            Verb::Explain(verb) => verb.run(screen),
         }
     }
 }
@@ -119,12 +149,13 @@ impl Test {
             .as_deref()
             .map(sources::read_file)
             .transpose()?;
-        let policies = sources::read(&self.files)?;
+        let policies = sources::read(&[self.files, self.policy].concat())?;
         let scenario = match Scenario::parse(inventory.as_ref(), &policies) {
             Ok(scenario) => scenario,
             Err(problems) => return refuse(problems, screen),
         };
-        let report = expectations::run(&scenario, self.moment.get());
+        let results = run_tests(&scenario.world, &scenario.set, self.moment.get());
+        let report = expectations::Report::from(results);
         screen.show(&report)?;
         Ok(if report.failed == 0 {
             Outcome::Done
@@ -156,6 +187,39 @@ impl Check {
             }
             Err(problems) => refuse(problems, screen),
         }
+    }
+}
+
+impl Explain {
+    fn run(self, screen: &mut Screen) -> anyhow::Result<Outcome> {
+        let spec: PortSpec = self.port.parse()?;
+        let inventory = sources::read_file(&self.inventory)?;
+        let policies = sources::read(&self.policy)?;
+        let scenario = match Scenario::parse(Some(&inventory), &policies) {
+            Ok(scenario) => scenario,
+            Err(problems) => return refuse(problems, screen),
+        };
+        let probe = Probe {
+            id: String::new(),
+            from: ProbeEnd::parse(&self.from),
+            to: ProbeEnd::parse(&self.to),
+            protocol: u8::try_from(spec.protocol)?,
+            port: u16::try_from(spec.port)?,
+        };
+        let at = self.moment.get();
+        let verdict = evaluate(&scenario.world, &scenario.set, &probe, at)?;
+        let walk = explain(&scenario.world, &scenario.set, &probe, at)?;
+        screen.show(&Explanation {
+            from: self.from,
+            to: self.to,
+            port: output::port(spec.protocol, spec.port),
+            enforced: verdict.enforced.name(),
+            draft: verdict.draft.name(),
+            rule: verdict.rule,
+            text: walk.to_string(),
+            walk: serde_json::to_value(walk)?,
+        })?;
+        Ok(Outcome::Done)
     }
 }
 
