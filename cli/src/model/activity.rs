@@ -172,6 +172,34 @@ impl Document for Flow {
     }
 }
 
+/// Flows that a follower was too slow to see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Missed {
+    pub(crate) missed: u64,
+}
+
+impl Missed {
+    /// The controller tells it in a record that is none: a state and nothing else.
+    pub(crate) fn told_by(record: &v1::FlowRecord) -> Option<Self> {
+        let count = record.state.strip_prefix("lost:")?;
+        let missed = count.parse().ok()?;
+        record.uid.is_empty().then_some(Self { missed })
+    }
+}
+
+impl Document for Missed {
+    fn table(&self, screen: &mut Screen) -> io::Result<()> {
+        screen.remark(&format!(
+            "{} flows came faster than they could be printed and are missing here",
+            self.missed
+        ))
+    }
+
+    fn names(&self) -> Option<Vec<String>> {
+        Some(Vec::new())
+    }
+}
+
 /// Flows, newest first.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct FlowList {

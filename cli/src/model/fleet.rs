@@ -202,7 +202,7 @@ impl Document for FleetStatus {
                 wait.revision,
                 wait.verified,
                 wait.agents,
-                output::seconds(wait.waited_ms.div_ceil(1000))
+                output::waited(wait.waited_ms)
             ))?;
         }
         Ok(())

@@ -8,7 +8,7 @@ mod fleet;
 mod objects;
 mod response;
 
-pub(crate) use activity::{Edge, EdgeList, Flow, FlowList};
+pub(crate) use activity::{Edge, EdgeList, Flow, FlowList, Missed};
 pub(crate) use change::{Apply, Explanation, Problems};
 pub(crate) use findings::{Finding, FindingList};
 pub(crate) use fleet::{FleetStatus, Token, WorkloadList};

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 pub(crate) use table::{Column, Table, Tone};
 pub(crate) use units::{
-    bytes, counted, labels, milliseconds, moment, moment_or_empty, port, protocol, seconds,
+    bytes, counted, labels, milliseconds, moment, moment_or_empty, port, protocol, seconds, waited,
 };
 pub(crate) use yaml::to_string as to_yaml;
 

@@ -41,6 +41,12 @@ pub(crate) fn milliseconds(value: f64) -> String {
     format!("{value:.1} ms")
 }
 
+/// Milliseconds as seconds, for waits.
+#[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]
+pub(crate) fn waited(milliseconds: u64) -> String {
+    format!("{:.1} s", milliseconds as f64 / 1000.0)
+}
+
 /// `3725` → `1h 2m 5s`.
 pub(crate) fn seconds(count: u64) -> String {
     humantime::format_duration(std::time::Duration::from_secs(count)).to_string()

@@ -7,7 +7,7 @@ use super::explain::{PortSpec, protocol};
 use super::session::{Session, pages};
 use crate::Outcome;
 use crate::client::{MAX_ANSWER, Remote};
-use crate::model::{Flow, FlowList};
+use crate::model::{Flow, FlowList, Missed};
 use crate::output::{Screen, Table};
 
 /// Show flows, newest first, or follow them live
@@ -114,7 +114,10 @@ async fn follow(
         screen.flush()?;
     }
     while let Some(flow) = stream.next().await? {
-        screen.show_streamed(&Flow::from(flow))?;
+        match Missed::told_by(&flow) {
+            Some(missed) => screen.show_streamed(&missed)?,
+            None => screen.show_streamed(&Flow::from(flow))?,
+        }
     }
     Ok(Outcome::Done)
 }

@@ -296,7 +296,7 @@ impl Inventory for Service {
 
 fn flows(hostile: bool) -> Vec<v1::FlowRecord> {
     if hostile {
-        return vec![samples::hostile()];
+        return vec![samples::hostile(), samples::missed()];
     }
     vec![
         samples::flow("u-1", false),

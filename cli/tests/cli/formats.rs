@@ -92,7 +92,7 @@ fn what_hosts_say_cannot_drive_the_terminal() {
         ..Behaviour::default()
     });
     let run = fake.run(&["flows"]).expect(0);
-    assert_eq!(run.stdout.lines().count(), 2, "{run:?}");
+    assert_eq!(run.stdout.lines().count(), 3, "{run:?}");
     assert!(run.stdout.contains("web\\u{1b}[2J"), "{run:?}");
     assert!(run.stdout.contains("one two"), "{run:?}");
     let run = fake.run(&["flows", "-o", "json"]).expect(0);

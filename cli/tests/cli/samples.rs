@@ -60,6 +60,14 @@ pub(crate) fn hostile() -> v1::FlowRecord {
     }
 }
 
+/// What a follower that is too slow is told.
+pub(crate) fn missed() -> v1::FlowRecord {
+    v1::FlowRecord {
+        state: "lost:17".into(),
+        ..v1::FlowRecord::default()
+    }
+}
+
 /// A ping from outside, dropped.
 pub(crate) fn ping() -> v1::FlowRecord {
     v1::FlowRecord {

@@ -68,6 +68,23 @@ fn a_stream_whose_server_ends_it_is_an_error() {
 }
 
 #[test]
+fn a_follower_is_told_what_it_missed() {
+    let fake = Fake::start(Behaviour {
+        hostile: true,
+        end_streams: true,
+        ..Behaviour::default()
+    });
+    let run = fake.run(&["flows", "-f", "-o", "json"]).expect(1);
+    assert_eq!(
+        run.stdout.lines().last(),
+        Some(r#"{"missed":17}"#),
+        "{run:?}"
+    );
+    let run = fake.run(&["flows", "-f"]).expect(1);
+    assert!(run.stderr.starts_with("17 flows came faster"), "{run:?}");
+}
+
+#[test]
 fn a_stream_whose_server_dies_is_an_error() {
     let mut fake = Fake::start(Behaviour::default());
     let mut child = spawn(fake.command().args(["flows", "-f", "-o", "json"]));
