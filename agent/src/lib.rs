@@ -4,7 +4,13 @@
 //! side (the only user of aya). `control` follows the controller, `admin` serves the local operator.
 //! Enforcement outlives the process: everything that matters is pinned.
 
+pub mod admin;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod flows;
 pub mod kernel;
+mod metrics;
 pub mod reconcile;
+pub mod standalone;

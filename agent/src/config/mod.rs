@@ -202,11 +202,13 @@ pub struct Controller {
     pub endpoints: Vec<String>,
     /// SHA-256 of the CA certificate, hex: what the agent believes before it has an identity.
     pub ca_sha256: Option<String>,
+    /// CA certificate (PEM) to believe instead, where it was brought here by other means.
+    pub ca_file: Option<PathBuf>,
     /// Join token.
     pub token: Option<String>,
     /// File with the join token.
     pub token_file: Option<PathBuf>,
-    /// Name that the controller's certificate must carry; the endpoint's host unless set.
+    /// Name that the controller's certificate must carry; `cofferdam-controller` unless set.
     pub server_name: Option<String>,
 }
 

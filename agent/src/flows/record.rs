@@ -298,49 +298,58 @@ impl Record {
             cookie: 0,
         }
     }
+}
 
-    /// One line for a person.
-    #[must_use]
-    pub fn line(&self) -> String {
-        let verdict = match (self.allowed, self.evaluated_allow) {
-            (true, true) => "allow",
-            (true, false) => "allow*",
-            (false, _) => "DENY",
-        };
-        let arrow = if self.direction == "ingress" {
-            "<-"
-        } else {
-            "->"
-        };
-        let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.last_ns))
-            .ok()
-            .and_then(|at| {
-                at.format(&time::format_description::well_known::Rfc3339)
-                    .ok()
-            })
-            .unwrap_or_default();
-        format!(
-            "{at} {verdict:<6} {arrow} {} {} -> {} {} packets {}/{} bytes {}/{}{}{}",
-            policy::ports::protocol_name(self.protocol),
-            std::net::SocketAddr::new(self.initiator, self.initiator_port),
-            std::net::SocketAddr::new(self.responder, self.responder_port),
-            self.state,
-            self.packets_out,
-            self.packets_in,
-            self.bytes_out,
-            self.bytes_in,
-            if self.rule.is_empty() {
-                String::new()
-            } else {
-                format!(" rule {}", self.rule)
-            },
-            if self.reason == "none" {
-                String::new()
-            } else {
-                format!(" ({})", self.reason)
-            },
-        )
+/// One line for a person, from the JSON that the daemon sends.
+#[must_use]
+pub fn line_of(record: &serde_json::Value) -> String {
+    use serde_json::Value;
+    let word = |key: &str| record.get(key).and_then(Value::as_str).unwrap_or_default();
+    let number = |key: &str| record.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let flag = |key: &str| record.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let verdict = match (flag("allowed"), flag("evaluated_allow")) {
+        (true, true) => "allow",
+        (true, false) => "allow*",
+        (false, _) => "DENY",
+    };
+    let arrow = if word("direction") == "ingress" {
+        "<-"
+    } else {
+        "->"
+    };
+    let at = record
+        .get("last_ns")
+        .and_then(Value::as_i64)
+        .and_then(|ns| time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ns)).ok())
+        .and_then(|at| {
+            at.format(&time::format_description::well_known::Rfc3339)
+                .ok()
+        })
+        .unwrap_or_default();
+    let end = |address: &str, port: &str| match word(address).parse() {
+        Ok(ip) => {
+            std::net::SocketAddr::new(ip, u16::try_from(number(port)).unwrap_or(0)).to_string()
+        }
+        Err(_) => word(address).to_owned(),
+    };
+    let mut line = format!(
+        "{at} {verdict:<6} {arrow} {} {} -> {} {} packets {}/{} bytes {}/{}",
+        policy::ports::protocol_name(u8::try_from(number("protocol")).unwrap_or(0)),
+        end("initiator", "initiator_port"),
+        end("responder", "responder_port"),
+        word("state"),
+        number("packets_out"),
+        number("packets_in"),
+        number("bytes_out"),
+        number("bytes_in"),
+    );
+    if !word("rule").is_empty() {
+        line.push_str(&format!(" rule {}", word("rule")));
     }
+    if !matches!(word("reason"), "" | "none") {
+        line.push_str(&format!(" ({})", word("reason")));
+    }
+    line
 }
 
 fn responder_port(view: &FlowView, icmp: Option<u16>) -> u16 {

@@ -213,7 +213,13 @@ impl Spool {
     /// # Errors
     /// When the mark cannot be written.
     pub fn acknowledge(&mut self, sequence: u64) -> io::Result<()> {
-        let sequence = sequence.min(self.next - 1);
+        if sequence >= self.next {
+            // The other end is ahead: this spool was lost and began anew. It would take what waits here for
+            // repetitions, so that is given up and counted, and numbers go on from where it is.
+            self.dropped += self.waiting();
+            self.next = sequence + 1;
+            self.current = None;
+        }
         if sequence <= self.acked {
             return Ok(());
         }

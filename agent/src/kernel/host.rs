@@ -387,6 +387,26 @@ impl OfflineKernel {
             .map_err(KernelError::map(maps::CLOCK, "read"))
     }
 
+    /// Makes an IPv4 flow; `false` when it was there.
+    ///
+    /// # Errors
+    /// When the table refuses.
+    pub fn insert_flow4(&self, key: &Key4, flow: &Flow4) -> Result<bool> {
+        self.flows4
+            .insert(key, flow)
+            .map_err(KernelError::map(maps::FLOWS4, "adopt a connection in"))
+    }
+
+    /// Makes an IPv6 flow; `false` when it was there.
+    ///
+    /// # Errors
+    /// When the table refuses.
+    pub fn insert_flow6(&self, key: &Key6, flow: &Flow6) -> Result<bool> {
+        self.flows6
+            .insert(key, flow)
+            .map_err(KernelError::map(maps::FLOWS6, "adopt a connection in"))
+    }
+
     /// Flows in both tables.
     ///
     /// # Errors

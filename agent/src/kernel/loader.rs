@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
@@ -167,12 +166,4 @@ fn raise_memlock() {
 #[must_use]
 pub fn has_object() -> bool {
     !OBJECT.0.is_empty()
-}
-
-/// Removes the whole pin directory of an agent that was detached.
-pub(crate) fn remove_pins(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

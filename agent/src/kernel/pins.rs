@@ -266,6 +266,16 @@ impl PinDir {
         Ok(state)
     }
 
+    /// Removes the directory with every pin in it.
+    pub(crate) fn remove(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(KernelError::pin(&self.path, source))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes the pins of all maps, so that the loader makes new ones. Links stay: they hold the
     /// old program with the old maps until its successor takes their place.
     pub(crate) fn forget_maps(&self) -> Result<()> {

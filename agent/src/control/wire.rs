@@ -1,0 +1,101 @@
+//! The agent's own types as wire types.
+
+use std::collections::BTreeMap;
+
+use proto::convert;
+use proto::v1;
+
+use crate::flows::Record;
+
+/// A batch of records.
+#[must_use]
+pub fn batch(
+    sequence: u64,
+    records: &[Record],
+    lost: &BTreeMap<String, u64>,
+    utc_ns: i64,
+) -> v1::FlowBatch {
+    let host = crate::config::host_name();
+    v1::FlowBatch {
+        sequence,
+        records: records.iter().map(|record| flow(record, &host)).collect(),
+        lost: lost
+            .iter()
+            .map(|(cause, count)| (cause.clone(), *count))
+            .collect(),
+        sent_at: Some(convert::from_unix_ns(utc_ns)),
+    }
+}
+
+fn flow(record: &Record, host: &str) -> v1::FlowRecord {
+    let Record {
+        uid,
+        first_ns,
+        last_ns,
+        direction,
+        protocol,
+        initiator,
+        responder,
+        initiator_port,
+        responder_port,
+        packets_out,
+        bytes_out,
+        packets_in,
+        bytes_in,
+        tcp_flags,
+        state,
+        closed,
+        allowed,
+        evaluated_allow,
+        draft_allow,
+        reason,
+        rule,
+        draft_rule,
+        peer_identity,
+        generation,
+        revision,
+        denial,
+        opening,
+        adopted,
+        cookie,
+    } = record;
+    let direction = if *direction == "ingress" {
+        v1::Direction::Ingress
+    } else {
+        v1::Direction::Egress
+    };
+    v1::FlowRecord {
+        uid: uid.clone(),
+        host: host.to_owned(),
+        first_seen: Some(convert::from_unix_ns(*first_ns)),
+        last_seen: Some(convert::from_unix_ns(*last_ns)),
+        direction: direction.into(),
+        protocol: u32::from(*protocol),
+        initiator: Some((*initiator).into()),
+        responder: Some((*responder).into()),
+        initiator_port: u32::from(*initiator_port),
+        responder_port: u32::from(*responder_port),
+        packets_out: *packets_out,
+        bytes_out: *bytes_out,
+        packets_in: *packets_in,
+        bytes_in: *bytes_in,
+        tcp_flags: u32::from(*tcp_flags),
+        state: (*state).to_owned(),
+        closed: *closed,
+        allowed: *allowed,
+        evaluated_allow: *evaluated_allow,
+        draft_allow: *draft_allow,
+        reason: (*reason).to_owned(),
+        rule: rule.clone(),
+        draft_rule: draft_rule.clone(),
+        peer_identity: *peer_identity,
+        generation: *generation,
+        revision: *revision,
+        denial: *denial,
+        opening: *opening,
+        adopted: *adopted,
+        endpoint: datapath::ids::EndpointId::HOST.0,
+        socket_cookie: *cookie,
+        ..v1::FlowRecord::default()
+    }
+}

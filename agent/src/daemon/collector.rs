@@ -1,0 +1,209 @@
+//! The thread that moves records from the kernel to the spool.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use tracing::{error, warn};
+
+use super::{Host, lock};
+use crate::control::wire;
+use crate::flows::Record;
+use crate::flows::collect::{Collector, Pass, Settings};
+use crate::flows::spool::Meta;
+use crate::kernel::clock::{self, Converter};
+use crate::kernel::ring::Events;
+use datapath::abi::maps;
+
+const DRAIN: Duration = Duration::from_millis(10);
+const FLUSH: Duration = Duration::from_millis(100);
+const SWEEP: Duration = Duration::from_secs(1);
+const DRAIN_LIMIT: usize = 65_536;
+const BATCH_RECORDS: usize = 4096;
+/// Batches that a restart reads to know what was already said.
+const REMEMBERED_BATCHES: usize = 256;
+
+/// Runs until `stop` says so; the last records are spooled before it returns.
+pub fn run(host: &Arc<Host>, stop: &std::sync::atomic::AtomicBool) {
+    let mut worker = match Worker::new(host) {
+        Ok(worker) => worker,
+        Err(error) => {
+            host.report_error(&error);
+            return;
+        }
+    };
+    while !stop.load(Ordering::Relaxed) {
+        std::thread::park_timeout(DRAIN);
+        worker.turn();
+    }
+    worker.sweep();
+}
+
+struct Worker {
+    host: Arc<Host>,
+    events: Events,
+    collector: Collector,
+    clock: Converter,
+    pending: Vec<Record>,
+    reported: BTreeMap<String, u64>,
+    flushed: Instant,
+    swept: Instant,
+}
+
+impl Worker {
+    fn new(host: &Arc<Host>) -> Result<Self, crate::kernel::KernelError> {
+        let mut already = Vec::new();
+        let mut reported = BTreeMap::new();
+        match lock(&host.spool).newest(REMEMBERED_BATCHES) {
+            Ok(batches) => {
+                for batch in batches {
+                    if batch.meta.boot_id == host.boot_id {
+                        reported = batch.meta.losses;
+                    }
+                    already.extend(batch.meta.closed);
+                }
+            }
+            Err(error) => {
+                warn!(%error, "the spool's last batches cannot be read; records may be repeated")
+            }
+        }
+        let ticks = |time: Duration| {
+            u32::try_from(time.as_secs().saturating_mul(u64::from(host.hz())))
+                .unwrap_or(u32::MAX / 4)
+        };
+        let settings = Settings {
+            interval_ns: i64::try_from(host.config.flows.interval.as_nanos()).unwrap_or(i64::MAX),
+            timeouts: host.timeouts(),
+            deny_idle: ticks(Duration::from_secs(120)),
+        };
+        Ok(Self {
+            events: Events::open(&host.kernel.dir().map(maps::EVENTS))?,
+            collector: Collector::new(&host.boot_id, settings, already),
+            clock: host.converter()?,
+            pending: Vec::new(),
+            reported,
+            flushed: Instant::now(),
+            swept: Instant::now(),
+            host: Arc::clone(host),
+        })
+    }
+
+    fn turn(&mut self) {
+        let mut events = Vec::new();
+        self.events.drain(DRAIN_LIMIT, &mut events);
+        if !events.is_empty() {
+            self.collector.set_names(self.host.names());
+            let records = self.collector.events(&events, &self.clock);
+            self.host.publish(&records);
+            self.pending.extend(records);
+        }
+        if self.swept.elapsed() >= SWEEP {
+            self.sweep();
+        } else if !self.pending.is_empty()
+            && (self.flushed.elapsed() >= FLUSH || self.pending.len() >= BATCH_RECORDS)
+        {
+            self.flush(Vec::new(), false);
+        }
+    }
+
+    fn sweep(&mut self) {
+        self.swept = Instant::now();
+        match self.host.converter() {
+            Ok(clock) => self.clock = clock,
+            Err(error) => self.host.report_error(&error),
+        }
+        self.collector.set_names(self.host.names());
+        let pass = match self
+            .collector
+            .sweep(&self.host.kernel, &self.clock, clock::utc_ns())
+        {
+            Ok(pass) => pass,
+            Err(error) => {
+                self.host
+                    .report_error(&format!("reading the flow tables: {error}"));
+                Pass::default()
+            }
+        };
+        self.host.publish(&pass.records);
+        self.pending.extend(pass.records.iter().cloned());
+        self.flush(pass.closed.clone(), true);
+        if let Err(error) = self.collector.delete_finished(&self.host.kernel, &pass) {
+            self.host
+                .report_error(&format!("deleting finished flows: {error}"));
+        }
+        self.host
+            .counters
+            .malformed
+            .store(self.events.malformed(), Ordering::Relaxed);
+        self.host.note_sweep(pass.flows);
+    }
+
+    /// Makes what is pending durable. If the disk refuses, the records are lost and counted: enforcement
+    /// must not depend on the disk, and a full flow table would deny.
+    fn flush(&mut self, closed: Vec<String>, durable: bool) {
+        self.flushed = Instant::now();
+        let totals = self.losses();
+        let lost: BTreeMap<String, u64> = totals
+            .iter()
+            .map(|(cause, total)| {
+                (
+                    cause.clone(),
+                    total.saturating_sub(self.reported.get(cause).copied().unwrap_or(0)),
+                )
+            })
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        if self.pending.is_empty() && lost.is_empty() {
+            return;
+        }
+        let meta = Meta {
+            losses: totals.clone(),
+            boot_id: self.host.boot_id.clone(),
+            closed,
+        };
+        let mut spool = lock(&self.host.spool);
+        let batch = wire::batch(spool.next_sequence(), &self.pending, &lost, clock::utc_ns());
+        match spool.append(&meta, &batch.encode_to_vec(), durable) {
+            Ok(_) => {
+                drop(spool);
+                self.host
+                    .counters
+                    .records
+                    .fetch_add(self.pending.len() as u64, Ordering::Relaxed);
+                self.reported = totals;
+                self.host.spooled.notify_one();
+            }
+            Err(error) => {
+                drop(spool);
+                error!(%error, records = self.pending.len(), "records could not be spooled");
+                self.host
+                    .counters
+                    .spool_errors
+                    .fetch_add(self.pending.len() as u64, Ordering::Relaxed);
+            }
+        }
+        self.pending.clear();
+    }
+
+    fn losses(&self) -> BTreeMap<String, u64> {
+        let mut losses = self
+            .host
+            .kernel
+            .totals()
+            .map(|totals| totals.losses)
+            .unwrap_or_default();
+        let counters = &self.host.counters;
+        // Counters of the process begin anew with it; those of the kernel do not.
+        for (cause, count) in [
+            ("spool-error", counters.spool_errors.load(Ordering::Relaxed)),
+            ("malformed-event", self.events.malformed()),
+        ] {
+            if count > 0 {
+                losses.insert(cause.to_owned(), count);
+            }
+        }
+        losses
+    }
+}

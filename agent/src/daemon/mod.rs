@@ -1,0 +1,478 @@
+//! The daemon: arms the host, keeps it armed, accounts for its flows.
+//!
+//! [`Host`] is what all its parts share. The order of [`Host::prepare`] is the order of safety: content
+//! before hooks, learning before enforcing, adopted connections before the first drop.
+
+pub mod adopt;
+pub mod collector;
+mod devices;
+pub mod status;
+mod tasks;
+
+use std::collections::VecDeque;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use datapath::abi::config_flags;
+use datapath::ids::EndpointId;
+use tokio::sync::{Notify, broadcast, watch};
+use tracing::{error, info, warn};
+
+use crate::config::{Config, FullTable, L2};
+use crate::flows::Record;
+use crate::flows::names::Names;
+use crate::flows::spool::Spool;
+use crate::kernel::attach::Attached;
+use crate::kernel::clock::{self, Converter};
+use crate::kernel::loader::TableSizes;
+use crate::kernel::{Kernel, KernelError, netns, sockdiag};
+use crate::reconcile::failsafes::{self, Needs};
+use crate::reconcile::lookup::Lookup;
+use crate::reconcile::plan;
+use crate::reconcile::store::{Store, StoreError};
+use crate::reconcile::{Applied, ApplyError, Engine, Found, Push, SystemClock};
+use crate::standalone::{self, StandaloneError};
+
+pub use tasks::{Stop, run};
+
+/// Why the daemon cannot start or a local change cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The kernel side.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The engine.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The policy files.
+    #[error(transparent)]
+    Standalone(#[from] StandaloneError),
+    /// The operating system.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The agent follows a controller.
+    #[error("this agent follows a controller; policy is applied there")]
+    NotStandalone,
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> HostError {
+    move |source| HostError::System { what, source }
+}
+
+/// Engine over the real kernel.
+pub type HostEngine = Engine<Arc<Kernel>, SystemClock>;
+
+/// Counters of the process.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Flows in the tables at the last sweep.
+    pub flows: AtomicU64,
+    /// Records spooled.
+    pub records: AtomicU64,
+    /// Records that could not be spooled.
+    pub spool_errors: AtomicU64,
+    /// Malformed events.
+    pub malformed: AtomicU64,
+    /// The stream to the controller is up.
+    pub connected: AtomicBool,
+    /// Boot seconds at which the collector last finished a sweep; the watchdog looks at it.
+    pub swept_at: AtomicU64,
+}
+
+/// What all parts of the daemon share.
+pub struct Host {
+    /// As loaded.
+    pub config: Config,
+    /// The kernel side.
+    pub kernel: Arc<Kernel>,
+    engine: Mutex<HostEngine>,
+    /// Batches that wait for the controller.
+    pub spool: Mutex<Spool>,
+    /// Told when a batch was spooled.
+    pub spooled: Notify,
+    /// Every record as it is made.
+    pub records: broadcast::Sender<Arc<Record>>,
+    recent: Mutex<VecDeque<Arc<Record>>>,
+    /// Changes whenever the content or its state does.
+    pub changed: watch::Sender<u64>,
+    names: Mutex<Arc<Names>>,
+    attached: Mutex<Vec<Attached>>,
+    seeded: Mutex<adopt::Seeded>,
+    last_error: Mutex<String>,
+    /// Counters of the process.
+    pub counters: Counters,
+    /// This boot.
+    pub boot_id: String,
+    hz: u32,
+}
+
+const RECENT: usize = 4096;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Host {
+    /// Loads, fills, attaches and arms. On return policy is enforced on every chosen device.
+    ///
+    /// # Errors
+    /// When the host cannot be armed; what was armed before stays as it was.
+    pub fn prepare(config: Config) -> Result<Arc<Self>, HostError> {
+        let store = Store::open(&config.state_dir)?;
+        let boot_id = clock::boot_id().map_err(system("reading the boot id"))?;
+        let sizes = TableSizes {
+            flows4: config.tables.flows4,
+            flows6: config.tables.flows6,
+            denies: config.tables.denies,
+            ring: config.tables.ring_bytes,
+        };
+        let kernel = Arc::new(Kernel::open(&config.pin_dir, sizes, store.pins().as_ref())?);
+        store.set_pins(kernel.pin_state())?;
+        let hz = clock::ticks_per_second();
+        kernel.set_config(datapath_config(&config, hz))?;
+        let spool = Spool::open(&config.state_dir.join("spool"), config.flows.spool_bytes)
+            .map_err(system("opening the spool"))?;
+        let engine = Engine::new(
+            Arc::clone(&kernel),
+            SystemClock,
+            store,
+            config.limits,
+            boot_id.clone(),
+        )?;
+        let host = Arc::new(Self {
+            kernel,
+            engine: Mutex::new(engine),
+            spool: Mutex::new(spool),
+            spooled: Notify::new(),
+            records: broadcast::channel(8192).0,
+            recent: Mutex::new(VecDeque::new()),
+            changed: watch::channel(0).0,
+            names: Mutex::default(),
+            attached: Mutex::default(),
+            seeded: Mutex::default(),
+            last_error: Mutex::default(),
+            counters: Counters::default(),
+            boot_id,
+            hz,
+            config,
+        });
+        host.arm()?;
+        Ok(host)
+    }
+
+    fn arm(&self) -> Result<(), HostError> {
+        let addresses = self.own_addresses()?;
+        let found = self
+            .engine()
+            .start(&standalone::endpoints(&self.config, &addresses))?;
+        self.refresh_failsafes()?;
+        if self.config.policy_dir.is_some() {
+            match self.read_policy() {
+                Ok(push) => {
+                    self.apply(push)?;
+                }
+                // With a policy before, that one goes on; without, arming would enforce nothing.
+                Err(error) if found == Found::Fresh && self.engine().store().good()?.is_none() => {
+                    return Err(error);
+                }
+                Err(error) => self.report_error(&error),
+            }
+        }
+        self.attach_devices()?;
+        if self.kernel.word().is_learning() {
+            let seeded = self.seed()?;
+            info!(
+                adopted = seeded.adopted,
+                known = seeded.known,
+                "live connections taken over"
+            );
+            for flow in &seeded.tolerated {
+                warn!(local = %flow.local, remote = %flow.remote, direction = flow.direction, reason = flow.reason,
+                    "adopted a connection that the policy denies; the next change of policy cuts it");
+            }
+            *lock(&self.seeded) = seeded;
+            self.engine().arm()?;
+        }
+        self.refresh_names();
+        let word = self.kernel.word();
+        info!(
+            ?found,
+            generation = word.generation(),
+            slot = word.slot(),
+            "armed"
+        );
+        Ok(())
+    }
+
+    fn seed(&self) -> Result<adopt::Seeded, HostError> {
+        let connections = sockdiag::connections().map_err(system("listing connections"))?;
+        let jiffies = self.kernel.clock()?.jiffies as u32;
+        let lookup = self.lookup();
+        Ok(adopt::seed(&self.kernel, &connections, jiffies, &lookup)?)
+    }
+
+    /// The active content, to be asked in user space.
+    #[must_use]
+    pub fn lookup(&self) -> Lookup {
+        let engine = self.engine();
+        let content = engine
+            .active()
+            .and_then(|active| active.snapshot.as_ref())
+            .map(|snapshot| plan::content(snapshot, &engine.timebase()))
+            .unwrap_or_default();
+        Lookup::new(&content, engine.failsafes())
+    }
+
+    /// The engine. Held for as long as a change takes.
+    pub fn engine(&self) -> MutexGuard<'_, HostEngine> {
+        lock(&self.engine)
+    }
+
+    /// The records of the last while, oldest first.
+    #[must_use]
+    pub fn recent(&self) -> Vec<Arc<Record>> {
+        lock(&self.recent).iter().cloned().collect()
+    }
+
+    /// Shows records to whoever follows.
+    pub fn publish(&self, records: &[Record]) {
+        let mut recent = lock(&self.recent);
+        for record in records {
+            let record = Arc::new(record.clone());
+            if recent.len() >= RECENT {
+                recent.pop_front();
+            }
+            recent.push_back(Arc::clone(&record));
+            // Nobody follows: fine.
+            let _ = self.records.send(record);
+        }
+    }
+
+    /// Devices that are armed.
+    #[must_use]
+    pub fn attached(&self) -> Vec<Attached> {
+        lock(&self.attached).clone()
+    }
+
+    /// What was taken over at arming.
+    #[must_use]
+    pub fn seeded(&self) -> adopt::Seeded {
+        lock(&self.seeded).clone()
+    }
+
+    /// The last thing that went wrong without stopping the agent; empty when nothing did.
+    #[must_use]
+    pub fn last_error(&self) -> String {
+        lock(&self.last_error).clone()
+    }
+
+    /// Remembers and logs what went wrong.
+    pub fn report_error(&self, problem: &dyn std::fmt::Display) {
+        error!(error = %problem, "the old content goes on");
+        *lock(&self.last_error) = problem.to_string();
+    }
+
+    /// Names of rules, as of the last change.
+    #[must_use]
+    pub fn names(&self) -> Arc<Names> {
+        Arc::clone(&lock(&self.names))
+    }
+
+    /// Ticks to UTC, by a fresh common reading.
+    ///
+    /// # Errors
+    /// When the clock program cannot be run.
+    pub fn converter(&self) -> Result<Converter, KernelError> {
+        let reading = self.kernel.clock()?;
+        let lead =
+            clock::utc_ns().saturating_sub(i64::try_from(clock::boot_ns()).unwrap_or(i64::MAX));
+        Ok(Converter::new(reading, lead, self.hz))
+    }
+
+    /// Ticks per second.
+    #[must_use]
+    pub const fn hz(&self) -> u32 {
+        self.hz
+    }
+
+    fn refresh_names(&self) {
+        let names = {
+            let engine = self.engine();
+            Names::new(engine.generations(), engine.failsafes())
+        };
+        *lock(&self.names) = Arc::new(names);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Makes a change of policy.
+    ///
+    /// # Errors
+    /// When it is refused or fails; the old content stays.
+    pub fn apply(&self, push: Push) -> Result<Applied, ApplyError> {
+        let result = self.engine().apply(push);
+        match &result {
+            Ok(_) => lock(&self.last_error).clear(),
+            Err(error) => self.report_error(error),
+        }
+        self.refresh_names();
+        result
+    }
+
+    /// Makes the waiting change final.
+    ///
+    /// # Errors
+    /// When nothing waits.
+    pub fn confirm(&self, revision: u64) -> Result<u64, ApplyError> {
+        let result = self.engine().confirm(revision);
+        self.refresh_names();
+        result
+    }
+
+    /// Compiles the policy directory, numbered after what is applied unless nothing changed.
+    ///
+    /// # Errors
+    /// When there is a problem in the files, or the agent is not standalone.
+    pub fn read_policy(&self) -> Result<Push, HostError> {
+        let dir = self
+            .config
+            .policy_dir
+            .as_ref()
+            .ok_or(HostError::NotStandalone)?;
+        let addresses = self.own_addresses()?;
+        let mut snapshot = standalone::snapshot(&self.config, dir, &addresses, clock::utc_ns())?;
+        let engine = self.engine();
+        if let Some(active) = engine.active() {
+            let same = active.digest == hex::encode(snapshot.digest());
+            snapshot.revision = if same {
+                active.revision()
+            } else {
+                active.revision().max(engine.fell_back_from()) + 1
+            };
+        }
+        Ok(Push::now(snapshot))
+    }
+
+    /// Writes the failsafes from the configuration; the controller's address is looked up anew.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn refresh_failsafes(&self) -> Result<(), ApplyError> {
+        let needs = Needs {
+            controllers: self.controller_addresses(),
+            resolvers: self.config.resolvers(),
+            management: self
+                .config
+                .failsafes
+                .management
+                .iter()
+                .map(|entry| (entry.cidr, entry.ports.clone()))
+                .collect(),
+            forensic: self
+                .config
+                .failsafes
+                .forensic
+                .iter()
+                .map(|entry| (entry.cidr, entry.port))
+                .collect(),
+        };
+        let wanted = failsafes::list(&needs);
+        let mut engine = self.engine();
+        if engine.failsafes() == wanted.as_slice() {
+            return Ok(());
+        }
+        engine.set_failsafes(wanted)
+    }
+
+    /// Where the controller is: what its names resolve to now, and what they resolved to before.
+    #[must_use]
+    pub fn controller_addresses(&self) -> Vec<SocketAddr> {
+        let file = self.config.state_dir.join("controller.json");
+        let mut known: Vec<SocketAddr> = std::fs::read(&file)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        let mut now: Vec<SocketAddr> = Vec::new();
+        for endpoint in &self.config.controller.endpoints {
+            match endpoint.to_socket_addrs() {
+                Ok(addresses) => now.extend(addresses),
+                Err(error) => {
+                    warn!(%endpoint, %error, "cannot resolve the controller; its last addresses stay allowed")
+                }
+            }
+        }
+        if !now.is_empty() {
+            known = now;
+        }
+        if self.config.controller.endpoints.is_empty() {
+            return Vec::new();
+        }
+        known.sort();
+        known.dedup();
+        if let Ok(bytes) = serde_json::to_vec(&known)
+            && let Err(error) = crate::reconcile::store::write_atomically(&file, &bytes, 0o600)
+        {
+            warn!(%error, "cannot remember the controller's addresses");
+        }
+        known
+    }
+}
+
+/// Enters the configured network namespace. Call it before any thread is started.
+///
+/// # Errors
+/// When it cannot be entered.
+pub fn enter_netns(config: &Config) -> Result<(), HostError> {
+    match &config.netns {
+        Some(name) => Ok(netns::enter(name)?),
+        None => Ok(()),
+    }
+}
+
+fn datapath_config(config: &Config, hz: u32) -> datapath::abi::Config {
+    let mut flags = 0;
+    if config.full_table == FullTable::Allow {
+        flags |= config_flags::FULL_ALLOW;
+    }
+    if config.l2 == L2::Drop {
+        flags |= config_flags::L2_DROP;
+    }
+    let interval = config
+        .flows
+        .deny_interval
+        .as_secs()
+        .saturating_mul(u64::from(hz));
+    datapath::abi::Config {
+        panic: 0,
+        endpoint: EndpointId::HOST.0,
+        flags,
+        deny_every: config.flows.deny_every,
+        deny_interval: u32::try_from(interval).unwrap_or(u32::MAX / 4),
+        timeouts: config.timeouts(hz),
+        hz,
+    }
+}
+
+impl Host {
+    /// Flow timeouts in ticks.
+    #[must_use]
+    pub fn timeouts(&self) -> [u32; 16] {
+        self.config.timeouts(self.hz)
+    }
+
+    /// One more flow of the sweep.
+    pub(crate) fn note_sweep(&self, flows: u64) {
+        self.counters.flows.store(flows, Ordering::Relaxed);
+        self.counters
+            .swept_at
+            .store(clock::boot_ns() / 1_000_000_000, Ordering::Relaxed);
+    }
+}

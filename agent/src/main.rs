@@ -1,0 +1,5 @@
+//! `cofferdam-agent`.
+
+fn main() -> std::process::ExitCode {
+    agent::cli::main()
+}
