@@ -359,6 +359,9 @@ pub fn parse6<P: PacketRead>(p: &P, l3: u32, out: &mut Packet<[u8; 16]>) -> Resu
     }
     out.src = p.read(l3 + 8).ok_or(DropReason::Truncated)?;
     out.dst = p.read(l3 + 24).ok_or(DropReason::Truncated)?;
+    if is_mapped(&out.src) || is_mapped(&out.dst) {
+        return Err(DropReason::MalformedIp);
+    }
     let available = p.frame_len().saturating_sub(l3);
     let total = match u32::from(u16::from_be_bytes([len_hi, len_lo])) {
         0 if p.segments() > 1 => available,
@@ -383,6 +386,14 @@ pub fn parse6<P: PacketRead>(p: &P, l3: u32, out: &mut Packet<[u8; 16]>) -> Resu
         Kind::IcmpError => inner6(p, l4, &mut out.inner),
         _ => Ok(()),
     }
+}
+
+/// A v4-mapped address has no place on the wire (RFC 4942 §2.2): failsafes and records are keyed by that form,
+/// so an IPv6 packet that carries it would speak for an IPv4 address.
+#[inline(always)]
+fn is_mapped(addr: &[u8; 16]) -> bool {
+    let (hi, lo) = halves(addr);
+    hi == 0 && lo >> 32 == 0xffff
 }
 
 /// Where the last header is, and where the packet ends.

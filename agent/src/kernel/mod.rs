@@ -9,6 +9,7 @@ pub mod content;
 pub mod devices;
 pub mod features;
 mod host;
+mod inspect;
 pub mod loader;
 pub mod netns;
 pub mod pins;

@@ -52,6 +52,11 @@ fn agree(a: &[u8], b: &[u8], bits: u32) -> bool {
             })
 }
 
+/// Whether an address is an IPv4 one in its v4-mapped form (no packet carries that form: the parser refuses it).
+fn is_mapped(addr: &[u8; 16]) -> bool {
+    addr.starts_with(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff])
+}
+
 fn rule_bytes(key: &RuleKey) -> [u8; 8] {
     let [a, b, c, d] = key.class.to_ne_bytes();
     let [hi, lo] = key.port;
@@ -67,12 +72,15 @@ fn failsafe_bytes(key: &FailsafeKey) -> [u8; 20] {
 }
 
 impl Content {
-    /// The binding of an address by longest prefix.
+    /// The binding of an address by longest prefix; the families are apart, as they are in the kernel's maps.
     #[must_use]
     pub fn binding(&self, addr: &[u8; 16]) -> AddrValue {
+        let family = is_mapped(addr);
         self.addresses
             .iter()
-            .filter(|(net, bits, _)| agree(net, addr, *bits))
+            .filter(|(net, bits, _)| {
+                (*bits >= 96 && is_mapped(net)) == family && agree(net, addr, *bits)
+            })
             .max_by_key(|(_, bits, _)| *bits)
             .map(|(_, _, value)| *value)
             .unwrap_or_default()
@@ -104,6 +112,10 @@ pub struct Sim {
     pub boot_ns: Cell<u64>,
     /// How many flows fit, each family.
     pub capacity: usize,
+    /// How many aggregated denials fit.
+    pub deny_capacity: usize,
+    /// How many notices fit until somebody takes them out.
+    pub ring_capacity: usize,
     /// Flows, IPv4.
     pub flows4: RefCell<HashMap<Key4, Box<Flow4>>>,
     /// Flows, IPv6.
@@ -157,6 +169,8 @@ impl Sim {
         Self {
             config,
             capacity: 65_536,
+            deny_capacity: 65_536,
+            ring_capacity: usize::MAX,
             jiffies: Cell::new(1_000_000),
             boot_ns: Cell::new(4_000_000_000_000),
             ..Self::default()
@@ -222,6 +236,10 @@ impl Sim {
         let counter = reasons.entry(reason as u8).or_default();
         counter.packets += packets;
         counter.bytes += bytes;
+    }
+
+    fn miss(&self, cause: Loss) {
+        *self.losses.borrow_mut().entry(cause as u32).or_default() += 1;
     }
 
     /// Packets counted under a reason.
@@ -347,9 +365,14 @@ macro_rules! env {
             }
 
             fn emit(&self, fill: impl FnOnce(&mut Event)) -> bool {
+                let mut events = self.events.borrow_mut();
+                if events.len() >= self.ring_capacity {
+                    self.miss(Loss::RingFull);
+                    return false;
+                }
                 let mut event = Event::default();
                 fill(&mut event);
-                self.events.borrow_mut().push(event);
+                events.push(event);
                 true
             }
 
@@ -369,6 +392,10 @@ macro_rules! env {
                         value.announced = denial.now;
                     }
                     return again;
+                }
+                if denies.len() >= self.deny_capacity {
+                    self.miss(Loss::DenyTableFull);
+                    return true;
                 }
                 denies.insert(
                     key,
@@ -393,7 +420,7 @@ macro_rules! env {
             }
 
             fn lose(&self, cause: Loss) {
-                *self.losses.borrow_mut().entry(cause as u32).or_default() += 1;
+                self.miss(cause);
             }
 
             fn ifindex(&self) -> u32 {

@@ -1,5 +1,6 @@
 //! Broken packets, truncations and garbage.
 
+use datapath::abi::failsafe_flags;
 use datapath::drop_reason::DropReason;
 use datapath::ids::Direction::{self, Egress, Ingress};
 use datapath::packet::tcp::SYN;
@@ -8,7 +9,7 @@ use datapath::record::FlowView;
 use datapath::sim::Sim;
 use datapath::sim::packets::{end, icmp, sctp, tcp, udp};
 
-use crate::support::{LOCAL, OTHER, PEER, armed};
+use crate::support::{LOCAL, OTHER, PEER, armed, failsafe};
 
 #[test]
 fn nothing_activated_means_nothing_passes() {
@@ -31,6 +32,27 @@ fn nothing_activated_means_nothing_passes() {
     forwarded[14 + 7] = 64;
     assert_eq!(sim.send(&forwarded, Ingress), Drop);
     assert_eq!(sim.dropped(DropReason::NdpInvalid), 1);
+}
+
+/// Failsafes are keyed by v4-mapped addresses: an IPv6 packet that carries one must not speak for IPv4.
+#[test]
+fn a_mapped_address_on_the_wire_is_refused() {
+    let mut sim = armed();
+    sim.failsafes
+        .push(failsafe(Ingress, 17, 53, OTHER, failsafe_flags::ORDINARY));
+    let local = end("fd00::1", 53);
+    assert_eq!(
+        sim.send(&udp(end(OTHER, 5), end(LOCAL, 53), 1), Ingress),
+        Pass,
+        "the failsafe"
+    );
+    for (from, to) in [
+        (end("::ffff:10.0.0.3", 5), local),
+        (end("fd00::2", 5), end("::ffff:10.0.0.1", 53)),
+    ] {
+        assert_eq!(sim.send(&udp(from, to, 1), Ingress), Drop);
+    }
+    assert_eq!(sim.dropped(DropReason::MalformedIp), 2);
 }
 
 /// No truncation of an allowed packet ever passes, and none is a crash.

@@ -1,0 +1,94 @@
+//! Raw looks into the tables and single runs of the programs, for tests and diagnosis.
+
+use datapath::abi::{DenyKey, DenyValue, Flow4, Flow6, Key4, Key6, maps};
+
+use super::host::{Kernel, OfflineKernel};
+use super::sys::{self, TestRun};
+use super::{KernelError, Result};
+
+impl OfflineKernel {
+    /// Every IPv4 entry.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub fn entries4(&self) -> Result<Vec<(Key4, Flow4)>> {
+        self.flows4
+            .entries()
+            .map_err(KernelError::map(maps::FLOWS4, "read"))
+    }
+
+    /// Every IPv6 entry.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub fn entries6(&self) -> Result<Vec<(Key6, Flow6)>> {
+        self.flows6
+            .entries()
+            .map_err(KernelError::map(maps::FLOWS6, "read"))
+    }
+
+    /// Every aggregated denial.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub fn denial_entries(&self) -> Result<Vec<(DenyKey, DenyValue)>> {
+        self.denies
+            .entries()
+            .map_err(KernelError::map(maps::DENIES, "read"))
+    }
+
+    /// Writes an IPv4 entry as it is; `None` removes it.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub fn put4(&self, key: &Key4, flow: Option<&Flow4>) -> Result<()> {
+        match flow {
+            Some(flow) => self.flows4.set(key, flow),
+            None => self.flows4.remove(key).map(drop),
+        }
+        .map_err(KernelError::map(maps::FLOWS4, "write"))
+    }
+
+    /// Writes an IPv6 entry as it is; `None` removes it.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub fn put6(&self, key: &Key6, flow: Option<&Flow6>) -> Result<()> {
+        match flow {
+            Some(flow) => self.flows6.set(key, flow),
+            None => self.flows6.remove(key).map(drop),
+        }
+        .map_err(KernelError::map(maps::FLOWS6, "write"))
+    }
+
+    /// Writes an aggregated denial as it is; `None` removes it.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub fn put_denial(&self, key: &DenyKey, value: Option<&DenyValue>) -> Result<()> {
+        match value {
+            Some(value) => self.denies.set(key, value),
+            None => self.denies.remove(key).map(drop),
+        }
+        .map_err(KernelError::map(maps::DENIES, "write"))
+    }
+}
+
+impl Kernel {
+    /// Runs one of the programs once over a frame with a `__sk_buff` of the caller (device, segments of a
+    /// merged packet).
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn test_run_with(
+        &self,
+        program: &'static str,
+        frame: &[u8],
+        context: &[u8],
+    ) -> Result<TestRun> {
+        self.with_programs(|programs| {
+            programs.with(program, |fd| sys::test_run(fd, frame, Some(context), 1))
+        })?
+        .map_err(KernelError::system("running a program once with a context"))
+    }
+}
