@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use policy::evaluate::{EndVerdict, evaluate_flow};
+use policy::evaluate::evaluate_flow;
+use policy::explain::explain_flow;
 use policy::probe::{Flow, Probe, ProbeEnd};
 use policy::source::Source;
 use proto::v1::policies_server::Policies;
@@ -308,25 +309,12 @@ impl Policies for Api {
         let state = self.core.state();
         let world = planner::world(&state, &state.policies, &Settings::from(&self.core.config));
         let flow = Flow::resolve(&world, &probe).map_err(|error| invalid(&error))?;
-        let verdict = evaluate_flow(&world, &state.policies, &flow, OffsetDateTime::now_utc());
-        let ends = [("egress", &verdict.egress), ("ingress", &verdict.ingress)];
-        let lines = ends.map(|(name, end)| end_text(name, end.as_ref()));
-        let json = serde_json::json!({
-            "from": request.from, "to": request.to, "protocol": request.protocol, "port": request.port,
-            "enforced": verdict.enforced.name(), "draft": verdict.draft.name(), "rule": verdict.rule,
-            "egress": end_json(verdict.egress.as_ref()), "ingress": end_json(verdict.ingress.as_ref()),
-        });
+        let at = OffsetDateTime::now_utc();
+        let verdict = evaluate_flow(&world, &state.policies, &flow, at);
+        let walk = explain_flow(&world, &state.policies, &flow, at);
         Ok(Response::new(v1::ExplainResponse {
-            text: format!(
-                "{} -> {}: {} (draft: {})\n{}\n{}\n",
-                request.from,
-                request.to,
-                verdict.enforced.name(),
-                verdict.draft.name(),
-                lines[0],
-                lines[1]
-            ),
-            json: json.to_string(),
+            text: walk.to_string(),
+            json: serde_json::to_string(&walk).unwrap_or_default(),
             enforced_allow: verdict.enforced.is_allow(),
             draft_allow: verdict.draft.is_allow(),
             rule: verdict.rule.unwrap_or_default(),
@@ -368,27 +356,4 @@ fn confirm_within(asked: i32, impact: &Impact) -> Option<u32> {
         Ok(seconds) => seconds,
     };
     (!impact.affected.is_empty()).then_some(seconds)
-}
-
-fn end_text(name: &str, end: Option<&EndVerdict>) -> String {
-    match end {
-        None => format!("  {name}: not managed"),
-        Some(end) => format!(
-            "  {name}: {} by {} (draft: {} by {}; reason {:?})",
-            end.enforced.name(),
-            end.rule,
-            end.draft.name(),
-            end.draft_rule,
-            end.reason
-        ),
-    }
-}
-
-fn end_json(end: Option<&EndVerdict>) -> serde_json::Value {
-    end.map_or(serde_json::Value::Null, |end| {
-        serde_json::json!({
-            "enforced": end.enforced.name(), "draft": end.draft.name(), "rule": end.rule,
-            "draftRule": end.draft_rule, "evaluated": end.evaluated.name(), "reason": format!("{:?}", end.reason),
-        })
-    })
 }
