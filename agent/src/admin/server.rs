@@ -162,6 +162,10 @@ fn blocking(host: &Host, request: Request) -> Answer {
                 Ok(host.apply(push)?)
             });
             match applied {
+                Err(error) => {
+                    host.report_error(&error);
+                    text(&error)
+                }
                 Ok(applied) => ok(&serde_json::json!({
                     "revision": applied.revision,
                     "digest": hex::encode(applied.digest),
@@ -170,7 +174,6 @@ fn blocking(host: &Host, request: Request) -> Answer {
                         deadline.saturating_sub(crate::kernel::clock::boot_ns() / 1_000_000_000)
                     }),
                 })),
-                Err(error) => text(&error),
             }
         }
         Request::Panic { mode } => match host.kernel.set_panic(mode) {

@@ -26,13 +26,26 @@ pub fn main() -> ExitCode {
         Err(error) => {
             match output {
                 Output::Json => {
-                    println!("{}", serde_json::json!({ "error": format!("{error:#}") }))
+                    println!("{}", serde_json::json!({ "error": chain(&error) }))
                 }
-                Output::Text => eprintln!("cofferdam-agent: {error:#}"),
+                Output::Text => eprintln!("cofferdam-agent: {}", chain(&error)),
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes; a cause that its parent's words hold already is not said again.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {

@@ -113,6 +113,8 @@ pub struct Host {
     /// This boot.
     pub boot_id: String,
     hz: u32,
+    // One agent for each state directory, for as long as the process lives.
+    _lock: nix::fcntl::Flock<std::fs::File>,
 }
 
 const RECENT: usize = 4096;
@@ -128,6 +130,7 @@ impl Host {
     /// When the host cannot be armed; what was armed before stays as it was.
     pub fn prepare(config: Config) -> Result<Arc<Self>, HostError> {
         let store = Store::open(&config.state_dir)?;
+        let only = store.lock()?;
         let boot_id = clock::boot_id().map_err(system("reading the boot id"))?;
         let sizes = TableSizes {
             flows4: config.tables.flows4,
@@ -163,6 +166,7 @@ impl Host {
             counters: Counters::default(),
             boot_id,
             hz,
+            _lock: only,
             config,
         });
         host.arm()?;
@@ -177,6 +181,9 @@ impl Host {
         self.refresh_failsafes()?;
         if self.config.policy_dir.is_some() {
             match self.read_policy() {
+                Ok(push) if self.was_rejected(&push) => self.report_error(
+                    &"the policy files hold a change that nobody confirmed; `cofferdam-agent apply` tries it again",
+                ),
                 Ok(push) => {
                     self.apply(push)?;
                 }
@@ -211,6 +218,11 @@ impl Host {
             "armed"
         );
         Ok(())
+    }
+
+    fn was_rejected(&self, push: &Push) -> bool {
+        let digest = hex::encode(push.snapshot.digest());
+        self.engine().store().rejected() == Some(digest)
     }
 
     fn seed(&self) -> Result<adopt::Seeded, HostError> {

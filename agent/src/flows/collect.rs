@@ -144,6 +144,14 @@ impl Collector {
                     record.evaluated_allow = false;
                     record.allowed = false;
                     record.uid = denial_uid(&self.boot, event);
+                    let [total, _] = event.packets;
+                    let at = u64::try_from(record.last_ns).unwrap_or(0);
+                    // A later notice of the same key says one packet; its total comes with the sweep.
+                    if self.denied.contains_key(&deny_key(event)) {
+                        continue;
+                    }
+                    self.denied
+                        .insert(deny_key(event), (total, at, self.sweeps));
                     records.push(record);
                 }
                 _ => {}
@@ -309,16 +317,16 @@ impl Collector {
         let mut deleted = 0;
         for finished in &pass.finished {
             let gone = match finished {
-                Finished::V4(key, total) => take_unchanged(&kernel.flows4, key, |flow: &Flow4| {
-                    packets(&FlowView::of4(flow)) == *total
-                })?,
-                Finished::V6(key, total) => take_unchanged(&kernel.flows6, key, |flow: &Flow6| {
-                    packets(&FlowView::of6(flow)) == *total
-                })?,
+                Finished::V4(key, total) => kernel
+                    .flows4
+                    .take_if(key, |flow| packets(&FlowView::of4(flow)) == *total)?,
+                Finished::V6(key, total) => kernel
+                    .flows6
+                    .take_if(key, |flow| packets(&FlowView::of6(flow)) == *total)?,
                 Finished::Deny(key, total) => {
-                    let gone = take_unchanged(&kernel.denies, key, |value: &DenyValue| {
-                        value.packets == *total
-                    })?;
+                    let gone = kernel
+                        .denies
+                        .take_if(key, |value| value.packets == *total)?;
                     if gone {
                         self.denied.remove(key);
                     }
@@ -331,24 +339,19 @@ impl Collector {
     }
 }
 
-/// Takes an entry out if it is still what was recorded; otherwise it goes back, unless a newer one is there.
-fn take_unchanged<K: aya::Pod, V: aya::Pod>(
-    table: &crate::kernel::Table<K, V>,
-    key: &K,
-    unchanged: impl Fn(&V) -> bool,
-) -> std::io::Result<bool> {
-    // Looked at first, so that the common case of a flow that went on never leaves the table.
-    match table.get(key)? {
-        Some(value) if unchanged(&value) => {}
-        _ => return Ok(false),
-    }
-    match table.take(key)? {
-        Some(value) if !unchanged(&value) => {
-            table.insert(key, &value)?;
-            Ok(false)
-        }
-        Some(_) => Ok(true),
-        None => Ok(false),
+/// The key under which the kernel aggregates what an event announces.
+fn deny_key(event: &Event) -> DenyKey {
+    DenyKey {
+        initiator: event.initiator,
+        responder: event.responder,
+        rule: event.rule,
+        port: event.responder_port.to_be_bytes(),
+        protocol: event.protocol,
+        reason: event.reason,
+        direction: event.direction,
+        family: event.family,
+        opening: u8::from(event.opening != 0),
+        pad: 0,
     }
 }
 
@@ -435,7 +438,7 @@ mod tests {
         let uid = records[0].uid.clone();
         assert!(uid.starts_with("abcdef01-32-7-6-10.0.0.1:4000"), "{uid}");
         let names = Names::default();
-        let mut sweep = |collector: &mut Collector, packets, now, clock: &Converter| {
+        let sweep = |collector: &mut Collector, packets, now, clock: &Converter| {
             let mut pass = Pass::default();
             let over = collector.flow(&mut pass, &names, clock, now, &view(packets));
             (

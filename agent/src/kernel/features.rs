@@ -5,6 +5,7 @@ use aya::programs::ProgramType;
 use aya::sys::{is_map_supported, is_program_supported};
 use serde::Serialize;
 
+use super::map::RawMap;
 use super::sys;
 
 /// The answer of a probe.
@@ -136,8 +137,7 @@ fn tcx() -> Answer {
 }
 
 fn lpm_batch() -> Answer {
-    let Ok(map) = sys::RawMap::create(sys::TYPE_LPM_TRIE, "probe", 8, 4, 2, sys::F_NO_PREALLOC)
-    else {
+    let Ok(map) = RawMap::create(sys::TYPE_LPM_TRIE, "probe", 8, 4, 2, sys::F_NO_PREALLOC) else {
         return Answer::Unknown;
     };
     match map.update_batch_once(&[32, 0, 0, 0, 10, 0, 0, 1], &[0; 4]) {

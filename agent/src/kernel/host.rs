@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::content::{Content, Flat, Part};
 use super::loader::{self, CLOCK, Pins, Programs, TableSizes};
+use super::map::RawMap;
 use super::pins::{PinDir, PinState};
-use super::sys::{self, RawMap, TestRun};
+use super::sys::{self, TestRun};
 use super::table::{ActiveCell, PerCpu, Table, bytes_of};
 use super::{KernelError, Result};
 
@@ -340,6 +341,7 @@ impl OfflineKernel {
                 return Ok(None);
             }
             let map = sys::map_by_id(u32::from_ne_bytes(id))
+                .and_then(RawMap::from_fd)
                 .map_err(KernelError::map(part.map(), "open the contents of"))?;
             *content.part_mut(part) = read_map(&map, part)?;
         }

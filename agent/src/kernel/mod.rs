@@ -11,6 +11,7 @@ pub mod features;
 mod host;
 mod inspect;
 pub mod loader;
+mod map;
 pub mod netns;
 pub mod pins;
 pub mod ring;
@@ -24,7 +25,6 @@ use std::path::{Path, PathBuf};
 pub(crate) use host::content_key;
 pub use host::{Kernel, OfflineKernel, PanicMode, Totals};
 pub use sys::TestRun;
-pub(crate) use table::Table;
 
 /// Result of this module.
 pub type Result<T, E = KernelError> = std::result::Result<T, E>;

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use datapath::abi::{self, ABI_VERSION, maps};
 use serde::{Deserialize, Serialize};
 
-use super::sys::{self, MapInfo, RawMap};
+use super::map::RawMap;
+use super::sys::{self, MapInfo};
 use super::{KernelError, Result};
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aya::Pod;
 use datapath::abi::ActiveWord;
 
-use super::sys::{self, MapInfo, RawMap};
+use super::map::RawMap;
+use super::sys;
 
 /// The bytes of a value that crosses the kernel boundary.
 pub(crate) fn bytes_of<T: Pod>(value: &T) -> &[u8] {
@@ -59,11 +60,6 @@ impl<K: Pod, V: Pod> Table<K, V> {
         Self::new(RawMap::open(path)?)
     }
 
-    /// What the kernel says of it.
-    pub(crate) const fn info(&self) -> &MapInfo {
-        self.map.info()
-    }
-
     /// The value of a key.
     pub(crate) fn get(&self, key: &K) -> io::Result<Option<V>> {
         let mut value = vec![0u8; size_of::<V>()];
@@ -97,13 +93,31 @@ impl<K: Pod, V: Pod> Table<K, V> {
     }
 
     /// Removes a key and gives the last value.
-    pub(crate) fn take(&self, key: &K) -> io::Result<Option<V>> {
+    fn take(&self, key: &K) -> io::Result<Option<V>> {
         let mut value = vec![0u8; size_of::<V>()];
         Ok(if self.map.lookup_and_delete(bytes_of(key), &mut value)? {
             from_bytes(&value)
         } else {
             None
         })
+    }
+
+    /// Takes an entry out if it is still what the caller recorded; otherwise it goes back, unless a newer one
+    /// is there by then.
+    pub(crate) fn take_if(&self, key: &K, unchanged: impl Fn(&V) -> bool) -> io::Result<bool> {
+        // Looked at first, so that the common case of a flow that went on never leaves the table.
+        match self.get(key)? {
+            Some(value) if unchanged(&value) => {}
+            _ => return Ok(false),
+        }
+        match self.take(key)? {
+            Some(value) if !unchanged(&value) => {
+                self.insert(key, &value)?;
+                Ok(false)
+            }
+            Some(_) => Ok(true),
+            None => Ok(false),
+        }
     }
 
     /// Calls `each` with every entry.

@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use policy::snapshot::AddressBinding;
 
-use super::engine::*;
+use super::change::*;
+use super::engine::Engine;
 use super::failsafes::Failsafe;
 use super::plan::Limits;
 use super::store::Store;

@@ -4,6 +4,7 @@
 //! and activate it by one 64-bit write. On any error the old content stays. [`store`] keeps the last good
 //! snapshot on disk.
 
+mod change;
 mod engine;
 #[cfg(test)]
 mod engine_tests;
@@ -12,6 +13,5 @@ pub mod lookup;
 pub mod plan;
 pub mod store;
 
-pub use engine::{
-    Active, Applied, ApplyError, Clock, Engine, Found, Notice, Push, Slots, SystemClock,
-};
+pub use change::{Active, Applied, ApplyError, Clock, Found, Notice, Push, Slots, SystemClock};
+pub use engine::Engine;

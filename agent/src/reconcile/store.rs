@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use policy::snapshot::Snapshot;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,12 @@ pub enum StoreError {
         path: PathBuf,
         /// Why.
         source: serde_json::Error,
+    },
+    /// Another agent uses the directory.
+    #[error("{}: another agent runs with this state directory", path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
     },
     /// The content does not have the digest that was stored with it.
     #[error("{}: the digest does not fit the content", path.display())]
@@ -180,13 +187,47 @@ impl Store {
     /// # Errors
     /// When the file is there and cannot be removed.
     pub fn clear_intent(&self) -> Result<(), StoreError> {
-        let path = self.path("intent.json");
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::Io { path, source })
-            }
-            _ => Ok(()),
+        self.remove("intent.json")
+    }
+
+    /// Digest of the change that nobody confirmed; a restart must not make it again by itself.
+    #[must_use]
+    pub fn rejected(&self) -> Option<String> {
+        self.read("rejected.json").ok().flatten()
+    }
+
+    /// Remembers, or forgets, the change that nobody confirmed.
+    ///
+    /// # Errors
+    /// When the file cannot be written or removed.
+    pub fn set_rejected(&self, digest: Option<&str>) -> Result<(), StoreError> {
+        match digest {
+            Some(digest) => self.write("rejected.json", &digest),
+            None => self.remove("rejected.json"),
         }
+    }
+
+    /// Makes this process the only agent of the directory, for as long as the answer lives.
+    ///
+    /// # Errors
+    /// When another process holds it.
+    pub fn lock(&self) -> Result<Flock<File>, StoreError> {
+        let path = self.path("lock");
+        let failed = |source| StoreError::Io {
+            path: path.clone(),
+            source,
+        };
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            nix::errno::Errno::EWOULDBLOCK => StoreError::Locked { path: path.clone() },
+            errno => failed(errno.into()),
+        })
     }
 
     /// What is remembered of the clocks.
@@ -227,6 +268,16 @@ impl Store {
         serde_json::from_slice(&bytes)
             .map(Some)
             .map_err(|source| StoreError::Malformed { path, source })
+    }
+
+    fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::Io { path, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StoreError> {
