@@ -43,7 +43,7 @@ pub enum ControlError {
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
     /// The connection failed.
-    #[error("connecting to {endpoint}: {source}")]
+    #[error("connecting to {endpoint}: {}", chain(source))]
     Connect {
         /// Whom.
         endpoint: String,
@@ -76,4 +76,16 @@ impl ControlError {
             source: Box::new(source),
         }
     }
+}
+
+/// An error with everything that caused it: the outermost text alone is often "transport error".
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
 }

@@ -57,7 +57,9 @@ fn certified_key(authority: &Authority, config: &Config) -> Result<Arc<Certified
     let (certificate, key, _) = authority.server(config)?;
     let key = rustls::crypto::ring::sign::any_supported_type(&key)
         .map_err(|error| TlsError::Tls(error.to_string()))?;
-    Ok(Arc::new(CertifiedKey::new(vec![certificate], key)))
+    // The authority's own certificate goes along: an agent that enrols has only its hash.
+    let chain = vec![certificate, authority.certificate().clone()];
+    Ok(Arc::new(CertifiedKey::new(chain, key)))
 }
 
 /// The server's side of TLS. Its certificate renews itself at half of its life until `stop`.

@@ -38,6 +38,12 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
     estate::catch_signals()?;
     let mut report = Report::new(args.json);
     let outcome = tell(project, args, &mut report);
+    if outcome.is_err() {
+        eprintln!(
+            "what every program printed is in {}",
+            project.scratch().join("demo-logs").display()
+        );
+    }
     report.close(outcome)
 }
 

@@ -50,7 +50,7 @@ impl World {
     /// Builds the network, starts the servers and the controller.
     pub(crate) fn build(project: &Project, args: &Args) -> Result<Outcome<Self>> {
         let programs = Programs::build(project)?;
-        let estate = Estate::build(PLAN, args.keep)?;
+        let estate = Estate::build(PLAN, args.keep, &project.scratch().join("demo-logs"))?;
         let large = [("large", args.transfer)];
         let mut running = vec![
             servers::nginx(&estate, estate.host("web")?, 80, &large)?,

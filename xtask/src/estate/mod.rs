@@ -100,6 +100,7 @@ pub(crate) struct Estate {
     /// Holds the bridge; the far ends of the hosts' links are in it: the wire.
     pub(crate) switch: Namespace,
     keep: bool,
+    logs: PathBuf,
 }
 
 impl Estate {
@@ -107,6 +108,7 @@ impl Estate {
     pub(crate) fn build(
         plan: &[(&'static str, u8, &'static [&'static str])],
         keep: bool,
+        logs: &Path,
     ) -> Result<Self> {
         if !nix::unistd::geteuid().is_root() {
             bail!("network namespaces and eBPF need root; run it as root");
@@ -134,6 +136,7 @@ impl Estate {
             dir,
             switch,
             keep,
+            logs: logs.to_path_buf(),
         };
         for (name, number, labels) in plan {
             let netns = Namespace::create(&format!("cfd{tag}-{name}"))?;
@@ -205,6 +208,23 @@ impl Estate {
     }
 }
 
+impl Estate {
+    /// Puts what every program printed where it can be read afterwards, in place of the run before.
+    fn save_logs(&self) {
+        let _ = fs::remove_dir_all(&self.logs);
+        let _ = fs::create_dir_all(&self.logs);
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let log = entry.path().join("log");
+            if log.is_file() {
+                let _ = fs::copy(
+                    &log,
+                    self.logs.join(entry.file_name()).with_extension("log"),
+                );
+            }
+        }
+    }
+}
+
 /// Name of the switch's end of a host's link.
 pub(crate) fn wire_name(number: u8) -> String {
     format!("wire{number}")
@@ -232,6 +252,7 @@ impl Drop for Estate {
             host.netns.delete();
         }
         self.switch.delete();
+        self.save_logs();
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
