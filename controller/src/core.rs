@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use prost::Message;
 use sha2::{Digest as _, Sha256};
@@ -39,7 +40,43 @@ pub struct Core {
     pub findings: broadcast::Sender<Arc<proto::v1::Finding>>,
     state: watch::Sender<Arc<State>>,
     mutations: Mutex<()>,
-    refusals: std::sync::Mutex<BTreeMap<String, u32>>,
+    refusals: std::sync::Mutex<Refusals>,
+}
+
+/// How many refusals were written down in this hour.
+#[derive(Debug, Default)]
+struct Refusals {
+    hour: i64,
+    all: u32,
+    by_actor: BTreeMap<String, u32>,
+}
+
+impl Refusals {
+    /// Entries in an hour about one actor and action, and about all.
+    const EACH: u32 = 10;
+    const ALL: u32 = 1_000;
+
+    /// Whether one more is written down.
+    fn count(&mut self, actor: &str, action: &str) -> bool {
+        let hour = clock::now_ns() / clock::seconds_ns(3_600);
+        if hour != self.hour {
+            *self = Self {
+                hour,
+                ..Self::default()
+            };
+        }
+        if self.all >= Self::ALL {
+            return false;
+        }
+        let count = self
+            .by_actor
+            .entry(format!("{actor} {action}"))
+            .or_default();
+        *count += 1;
+        let written = *count <= Self::EACH;
+        self.all += u32::from(written);
+        written
+    }
 }
 
 /// Why the heart does not start or a mutation did not happen.
@@ -194,17 +231,13 @@ impl Core {
     /// Writes an audit entry about a refusal. A caller that is refused again and again gets few
     /// entries, so that it cannot fill the log; the metrics count all of them.
     pub async fn audit_refusal(&self, actor: &str, action: &str, subject: &str, reason: &str) {
-        const ENTRIES: u32 = 10;
+        if !self
+            .refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .count(actor, action)
         {
-            let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-            if refusals.len() > 4_096 {
-                refusals.clear();
-            }
-            let count = refusals.entry(format!("{actor} {action}")).or_default();
-            *count += 1;
-            if *count > ENTRIES {
-                return;
-            }
+            return;
         }
         tracing::warn!(actor, action, subject, reason, "refused");
         let mut change = self.change().await;
@@ -212,6 +245,24 @@ impl Core {
         if let Err(error) = change.commit().await {
             tracing::error!(%error, "the refusal is not in the audit log");
         }
+    }
+
+    /// Forgets answers that nobody will ask for again.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn forget_answers(&self, before: i64) -> Result<(), CoreError> {
+        let (_, answers) = self.store.list(key::ANSWER).await?;
+        let old = answers.into_iter().filter(|item| {
+            serde_json::from_slice::<AnswerRecord>(&item.value)
+                .is_ok_and(|answer| answer.at < before)
+        });
+        let mut change = self.change().await;
+        for item in old {
+            change.op(Op::Delete(item.key));
+        }
+        change.commit().await?;
+        Ok(())
     }
 
     /// Texts of a set of objects.
@@ -349,6 +400,7 @@ impl Change<'_> {
         if !changed {
             return Ok(self.state);
         }
+        next.committed = Some(Instant::now());
         let next = Arc::new(next);
         self.core.metrics.revision.set(next.revision);
         self.core.state.send_replace(next.clone());

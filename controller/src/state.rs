@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use ipnet::IpNet;
 use policy::compile::IdentityAllocator;
@@ -181,6 +182,8 @@ pub enum StateError {
 pub struct State {
     /// Of the store.
     pub revision: Revision,
+    /// When it was durable; `None` for what was read at a start.
+    pub committed: Option<Instant>,
     /// Last revision that changed an object.
     pub policy_revision: Revision,
     /// Last revision that changed an isolation.

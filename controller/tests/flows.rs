@@ -185,6 +185,33 @@ async fn records_of_others_are_refused_and_not_asked_for_again() {
 }
 
 #[tokio::test]
+async fn a_record_bears_the_name_that_its_agent_has_proved() {
+    let lab = Lab::new().await;
+    let (operator, agent) = (lab.operator().await, lab.agent("web", "10.1.0.1").await);
+    // At enrolment it said that its host is called so; names of workloads are the controller's business.
+    let record = v1::FlowRecord {
+        host: "host".into(),
+        initiator_workload: "somebody".into(),
+        responder_workload: "else".into(),
+        ..agent.flow("a", "10.9.0.1", 1)
+    };
+    let ack = agent
+        .export()
+        .await
+        .send(1, vec![record])
+        .await
+        .expect("acknowledged");
+    assert_eq!(ack.refused, "");
+    let kept = &flows(&operator, v1::FlowFilter::default()).await[0];
+    let names = (
+        kept.host.as_str(),
+        kept.initiator_workload.as_str(),
+        kept.responder_workload.as_str(),
+    );
+    assert_eq!(names, ("web", "web", ""));
+}
+
+#[tokio::test]
 async fn gaps_and_losses_are_counted() {
     let lab = Lab::new().await;
     let agent = lab.agent("web", "10.1.0.1").await;

@@ -162,6 +162,32 @@ async fn without_a_certificate_there_is_only_enrolment() {
 }
 
 #[tokio::test]
+async fn the_authority_is_shown_to_who_knows_its_hash_only() {
+    let lab = Lab::new().await;
+    let mut roots = rustls::RootCertStore::empty();
+    let authority = &lab.controller.core.authority;
+    roots.add(authority.certificate().clone()).expect("a CA");
+    let mut config = rustls::ClientConfig::builder_with_provider(std::sync::Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .expect("versions")
+    .with_root_certificates(roots)
+    .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let tcp = TcpStream::connect(lab.controller.address)
+        .await
+        .expect("it connects");
+    let name = "cofferdam-controller".try_into().expect("a name");
+    let tls = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config))
+        .connect(name, tcp)
+        .await;
+    let tls = tls.expect("a handshake");
+    let chain = tls.get_ref().1.peer_certificates().expect("a chain");
+    assert_eq!(chain.last(), Some(authority.certificate()));
+}
+
+#[tokio::test]
 async fn agents_and_people_keep_to_their_services() {
     let lab = Lab::new().await;
     let (operator, agent) = (lab.operator().await, lab.agent("web", "10.1.0.1").await);

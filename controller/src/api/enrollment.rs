@@ -46,6 +46,8 @@ async fn enroll(core: &Core, request: &v1::EnrollRequest) -> Result<v1::EnrollRe
     }
     let addresses = convert::to_addresses("addresses", &request.addresses)
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    // Strangers do not get to hold up changes: only who has a token goes on.
+    find_token(&core.state(), &request.token)?;
     let mut change = core.change().await;
     let (id, token) = find_token(&change.state, &request.token)?;
     let request_hash = hex::encode(Sha256::digest(&request.csr_der));

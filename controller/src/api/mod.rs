@@ -69,7 +69,10 @@ impl Api {
         let (_, health) = tonic_health::server::health_reporter();
         let mut routes = Routes::builder();
         routes
-            .add_service(server!(enrollment_server, EnrollmentServer))
+            // Strangers may call this one.
+            .add_service(
+                server!(enrollment_server, EnrollmentServer).max_decoding_message_size(64 << 10),
+            )
             .add_service(server!(agent_sync_server, AgentSyncServer))
             .add_service(server!(flow_ingest_server, FlowIngestServer))
             .add_service(server!(policies_server, PoliciesServer))

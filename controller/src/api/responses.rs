@@ -28,7 +28,7 @@ impl Responses for Api {
         let options = request.options.clone();
         let (mut change, slot) = match self.core.begin(&caller, options.as_ref(), &request).await? {
             Begun::Fresh(change, slot) => (change, slot),
-            Begun::Repeated(answer) => return self.wait(answer, wait, begun_at).await,
+            Begun::Repeated(answer) => return self.wait(answer, wait, begun_at, None).await,
         };
         known(&change.state, &request.workload)?;
         if request.reason.len() > 1_024 {
@@ -66,8 +66,8 @@ impl Responses for Api {
             ..v1::IsolateResponse::default()
         };
         change.answer(slot, &answer);
-        change.commit().await?;
-        self.wait(answer, wait, begun_at).await
+        let stored = change.commit().await?.committed;
+        self.wait(answer, wait, begun_at, stored).await
     }
 
     async fn restore(
@@ -81,7 +81,7 @@ impl Responses for Api {
         let options = request.options.clone();
         let (mut change, slot) = match self.core.begin(&caller, options.as_ref(), &request).await? {
             Begun::Fresh(change, slot) => (change, slot),
-            Begun::Repeated(answer) => return self.wait(answer, wait, begun_at).await,
+            Begun::Repeated(answer) => return self.wait(answer, wait, begun_at, None).await,
         };
         let Some((_, revision)) = change.state.isolations.get(&request.workload) else {
             return Err(Status::failed_precondition(format!(
@@ -104,8 +104,8 @@ impl Responses for Api {
             ..v1::IsolateResponse::default()
         };
         change.answer(slot, &answer);
-        change.commit().await?;
-        self.wait(answer, wait, begun_at).await
+        let stored = change.commit().await?.committed;
+        self.wait(answer, wait, begun_at, stored).await
     }
 }
 
@@ -137,10 +137,11 @@ impl Api {
         mut answer: v1::IsolateResponse,
         milliseconds: u32,
         begun_at: Instant,
+        stored: Option<Instant>,
     ) -> Result<Response<v1::IsolateResponse>, Status> {
         let since =
             |moment: Instant| moment.saturating_duration_since(begun_at).as_secs_f64() * 1e3;
-        answer.stored_ms = since(Instant::now());
+        answer.stored_ms = stored.map_or(0.0, since);
         let wait = Duration::from_millis(milliseconds.into()).min(MAX_WAIT);
         if wait.is_zero() {
             return Ok(Response::new(answer));

@@ -8,7 +8,7 @@
 //! rate, no port and no address, so that a slow scan is found with as many contacts as a fast one; and
 //! a client that repeats one denied contact a thousand times has one first contact.
 //!
-//! A contact that was let out by the source's end and then denied by the other counts as denied. In
+//! A source is a workload with all its addresses, or an address without a workload. A contact that was let out by the source's end and then denied by the other counts as denied. In
 //! observe mode nothing is denied, and a contact that would be says nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -146,9 +146,9 @@ impl Source {
 pub struct Probing {
     config: ProbingConfig,
     forget: i64,
-    sources: BTreeMap<IpAddr, Source>,
+    sources: BTreeMap<String, Source>,
     /// Sources by the time of their last record, to find the quietest.
-    quiet: BTreeSet<(i64, IpAddr)>,
+    quiet: BTreeSet<(i64, String)>,
 }
 
 impl Probing {
@@ -171,18 +171,18 @@ impl Probing {
         (self.sources.len(), contacts.max().unwrap_or(0))
     }
 
-    fn source(&mut self, address: IpAddr, time: i64) -> &mut Source {
-        if let Some(known) = self.sources.get(&address) {
-            self.quiet.remove(&(known.last, address));
+    fn source(&mut self, name: String, time: i64) -> &mut Source {
+        if let Some(known) = self.sources.get(&name) {
+            self.quiet.remove(&(known.last, name.clone()));
         } else if self.sources.len() >= self.config.max_sources
             && let Some((_, quietest)) = self.quiet.pop_first()
         {
             self.sources.remove(&quietest);
         }
-        let source = self.sources.entry(address).or_default();
+        let source = self.sources.entry(name.clone()).or_default();
         // Records of several hosts come a little out of order: time does not go back.
         source.last = source.last.max(time);
-        self.quiet.insert((source.last, address));
+        self.quiet.insert((source.last, name));
         source
     }
 }
@@ -201,7 +201,7 @@ impl Detector for Probing {
         }
         let (config, forget) = (self.config, self.forget);
         let contact = (flow.responder, flow.protocol, flow.port);
-        let source = self.source(flow.initiator, flow.last_seen);
+        let source = self.source(flow.from(), flow.last_seen);
         match source.contacts.get(&contact) {
             Some(true) => {
                 // Met before, and denied then: only who tells of it may be new.
@@ -271,7 +271,7 @@ impl Detector for Probing {
 fn finding(flow: &Flow, source: &Source) -> Finding {
     let mut hasher = Sha256::new();
     hasher.update(b"probing");
-    hasher.update(flow.initiator.to_string());
+    hasher.update(flow.from());
     for record in &source.evidence {
         hasher.update(record.host.as_bytes());
         hasher.update(record.uid.as_bytes());

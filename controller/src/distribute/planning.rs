@@ -112,12 +112,21 @@ async fn replan(core: &Arc<Core>, state: &Arc<State>) -> Result<(), ReplanError>
     Ok(())
 }
 
-/// Ends isolations and unconfirmed changes when their time comes, and forgets old answers and
-/// tokens, until `stop`.
+/// Ends isolations and unconfirmed changes when their time comes, and forgets answers after a day,
+/// until `stop`.
 pub async fn timers(core: Arc<Core>, stop: CancellationToken) {
     const LONGEST: Duration = Duration::from_secs(30);
+    const DAY: u64 = 24 * 3_600;
     let mut states = core.follow();
+    let mut cleaned: Option<Instant> = None;
     loop {
+        if cleaned.is_none_or(|last| last.elapsed() > Duration::from_secs(DAY / 24)) {
+            cleaned = Some(Instant::now());
+            let day_ago = clock::now_ns() - clock::seconds_ns(DAY);
+            if let Err(error) = core.forget_answers(day_ago).await {
+                tracing::error!(%error, "old answers stay");
+            }
+        }
         let state = states.borrow_and_update().clone();
         let next = (state.isolations.values())
             .filter_map(|(isolation, _)| isolation.until)

@@ -28,6 +28,9 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// Content that drifted is sent again, but not in a tight loop.
 const RESEND: Duration = Duration::from_secs(10);
 
+/// A message that nobody takes for so long ends the session.
+const SEND: Duration = Duration::from_secs(30);
+
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
 /// What goes down to an agent.
@@ -107,7 +110,12 @@ impl Session {
         };
         let addresses = convert::to_addresses("hello.addresses", &hello.addresses)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        if let Err(reason) = self.claim(&addresses).await? {
+        if hello.hostname.len() > 253 {
+            return Err(Status::invalid_argument(
+                "hello.hostname: at most 253 bytes",
+            ));
+        }
+        if let Err(reason) = self.claim(&addresses, &hello.hostname).await? {
             (self.core)
                 .audit_refusal(&self.caller.uri, "agent.hello", &self.workload, &reason)
                 .await;
@@ -145,7 +153,11 @@ impl Session {
                 .map_or(ANSWER, |since| ANSWER.saturating_sub(since.elapsed()));
             tokio::select! {
                 () = stop.cancelled() => return Err(Status::unavailable("the controller is stopping")),
-                () = replaced.cancelled() => return Err(Status::aborted("a newer session of this agent has taken this one's place, or its workload is gone")),
+                () = replaced.cancelled() => {
+                    // Gone for good is more to the point than gone.
+                    self.core.admit(&self.caller)?;
+                    return Err(Status::aborted("a newer session of this agent has taken this one's place, or its workload is gone"));
+                }
                 () = &mut certificate_end => return Err(Status::unauthenticated("the certificate has ended")),
                 () = tokio::time::sleep(overdue) => {
                     if self.outstanding.take().is_some() {
@@ -170,14 +182,19 @@ impl Session {
         let message = v1::ControllerMessage {
             message: Some(message),
         };
-        self.down
-            .send(Ok(message))
+        // Who does not read must not keep this session from ending.
+        tokio::time::timeout(SEND, self.down.send(Ok(message)))
             .await
+            .map_err(|_| Status::deadline_exceeded("the agent does not read"))?
             .map_err(|_| Status::cancelled("the agent is gone"))
     }
 
     /// Notes the addresses that the agent claims, or says why it may not.
-    async fn claim(&self, addresses: &[IpAddr]) -> Result<Result<(), String>, Status> {
+    async fn claim(
+        &self,
+        addresses: &[IpAddr],
+        hostname: &str,
+    ) -> Result<Result<(), String>, Status> {
         let mut change = self.core.change().await;
         let Some(known) = change.state.workloads.get(&self.workload) else {
             return Err(Status::unauthenticated("the workload is not known"));
@@ -188,9 +205,10 @@ impl Session {
         let mut sorted: Vec<IpAddr> = addresses.iter().map(IpAddr::to_canonical).collect();
         sorted.sort();
         sorted.dedup();
-        if known.addresses != sorted {
+        if known.addresses != sorted || known.hostname != hostname {
             let mut record = known.clone();
             record.addresses = sorted;
+            hostname.clone_into(&mut record.hostname);
             let text = format!("{:?}", record.addresses);
             change.op(state::put(
                 format!("{}{}", key::WORKLOAD, self.workload),
@@ -358,7 +376,10 @@ impl Session {
             }
             agent.digest_matches &= holds;
         });
-        if !holds && self.outstanding.is_none() {
+        // After a fall-back the controller goes back too, at the same deadline: not against each other.
+        let fell_back = (self.sent.as_ref())
+            .is_some_and(|sent| sent.deadline.is_some() && status.fell_back_from >= sent.revision);
+        if !holds && !fell_back && self.outstanding.is_none() {
             self.drifted();
         }
     }
@@ -373,10 +394,10 @@ impl Session {
 }
 
 fn push(desired: &Desired, nonce: u64, urgent: bool) -> v1::SnapshotPush {
+    // Rounded up: the controller goes back first, and the kernel only where that does not arrive.
     let within = desired.deadline.map_or(0, |deadline| {
-        u32::try_from(clock::until(deadline).as_secs())
-            .unwrap_or(u32::MAX)
-            .max(1)
+        let seconds = clock::until(deadline).as_millis().div_ceil(1_000);
+        u32::try_from(seconds).unwrap_or(u32::MAX).max(1)
     });
     // What the other slot holds does not know of the isolation.
     let fallback = urgent.then(|| {

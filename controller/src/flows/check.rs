@@ -38,28 +38,38 @@ pub fn check(
     workload: &str,
     records: Vec<v1::FlowRecord>,
 ) -> Result<Vec<Flow>, Refusal> {
-    let own: &[IpAddr] = state
-        .workloads
-        .get(workload)
-        .map_or(&[], |record| &record.addresses);
+    let known = state.workloads.get(workload);
+    let agent = Agent {
+        workload,
+        hostname: known.map_or("", |record| &record.hostname),
+        addresses: known.map_or(&[], |record| &record.addresses),
+    };
     records
         .into_iter()
         .enumerate()
-        .map(|(index, record)| one(state, workload, own, index, record))
+        .map(|(index, record)| one(state, &agent, index, record))
         .collect()
+}
+
+/// Who speaks, by certificate.
+struct Agent<'a> {
+    workload: &'a str,
+    hostname: &'a str,
+    addresses: &'a [IpAddr],
 }
 
 fn one(
     state: &State,
-    workload: &str,
-    own: &[IpAddr],
+    agent: &Agent<'_>,
     index: usize,
     mut record: v1::FlowRecord,
 ) -> Result<Flow, Refusal> {
     let malformed = |error| Refusal::Malformed(index, error);
-    if record.host != workload {
-        return Err(Refusal::Host(index, record.host, workload.to_owned()));
+    // It may call itself by the name of its host; what is stored is who it has proved to be.
+    if record.host != agent.workload && record.host != agent.hostname {
+        return Err(Refusal::Host(index, record.host, agent.workload.to_owned()));
     }
+    agent.workload.clone_into(&mut record.host);
     if record.uid.is_empty() || record.uid.len() > 256 {
         return Err(Refusal::Text(index, "uid"));
     }
@@ -94,7 +104,7 @@ fn one(
 
     let egress = direction == FlowDirection::Egress;
     let local = if egress { initiator } else { responder };
-    if !own.contains(&local) && !shared(local, egress) {
+    if !agent.addresses.contains(&local) && !shared(local, egress) {
         return Err(Refusal::Foreign(index, local));
     }
     // Names are the controller's business: what an agent put there does not count.

@@ -4,14 +4,16 @@ mod check;
 mod db;
 mod ingest;
 mod merge;
+mod query;
 
 use std::net::IpAddr;
 
 use proto::v1;
 
 pub use check::{Refusal, check};
-pub use db::{Filter, FlowDb, Ingested, Outcome};
+pub use db::{FlowDb, Ingested, Outcome};
 pub use ingest::{Ingest, Live, Submitted};
+pub use query::Filter;
 
 /// A record that has been checked, with its parts taken apart.
 #[derive(Clone, Debug, PartialEq)]
