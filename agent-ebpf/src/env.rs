@@ -68,6 +68,13 @@ impl Kernel {
         unsafe { (*self.skb).len }
     }
 
+    /// Wire segments of a merged packet; 0 when it is none.
+    #[inline(always)]
+    pub fn segments(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb).gso_segs }
+    }
+
     /// Counts by drop reason.
     #[inline(always)]
     pub fn tally(&self, reason: DropReason, packets: u64, bytes: u64) {

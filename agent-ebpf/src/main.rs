@@ -119,14 +119,23 @@ const fn action(action: Action) -> i32 {
     }
 }
 
+/// Segments and bytes behind the link layer of a packet whose headers say nothing.
+#[inline(always)]
+fn weight(env: &Kernel) -> (u64, u64) {
+    let segments = u64::from(env.segments());
+    let bytes = u64::from(env.length().saturating_sub(ETHERNET));
+    (if segments > 1 { segments } else { 1 }, bytes)
+}
+
 /// No parse failure ever allows, unless nothing is enforced on this host at all.
 #[inline(always)]
 fn unparsable(env: &Kernel, reason: DropReason) -> i32 {
+    let (packets, bytes) = weight(env);
     if env.nothing_enforced() {
-        env.tally(DropReason::ModeObserve, 1, u64::from(env.length()));
+        env.tally(DropReason::ModeObserve, packets, bytes);
         return NEXT;
     }
-    env.tally(reason, 1, u64::from(env.length()));
+    env.tally(reason, packets, bytes);
     DROP
 }
 
@@ -142,7 +151,8 @@ fn not_ip(skb: *mut __sk_buff, protocol: u16) -> i32 {
         Some(config) => config.flags & config_flags::L2_DROP != 0,
         None => true,
     };
-    env.tally(DropReason::NonIp, 1, u64::from(env.length()));
+    let (packets, bytes) = weight(&env);
+    env.tally(DropReason::NonIp, packets, bytes);
     if drop { DROP } else { NEXT }
 }
 

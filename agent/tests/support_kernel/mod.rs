@@ -15,6 +15,7 @@ pub mod convert;
 pub mod frames;
 pub mod rig;
 pub mod rng;
+pub mod scene;
 pub mod state;
 pub mod traffic;
 pub mod twin;
@@ -26,7 +27,7 @@ use std::io::Write as _;
 pub fn skip(why: &str) {
     let line = format!("SKIP: {why}");
     eprintln!("{line}");
-    if let Some(path) = std::env::var_os("COFFERDAM_SKIP_LOG") {
+    if let Some(path) = std::env::var_os("COFFERDAM_SKIP_LOG").filter(|path| !path.is_empty()) {
         let mut log = std::fs::OpenOptions::new()
             .append(true)
             .create(true)

@@ -1,5 +1,6 @@
 //! The loaded object on maps of its own.
 
+use std::fs::File;
 use std::path::Path;
 
 use agent::kernel::content::Content;
@@ -10,9 +11,12 @@ use datapath::abi::{ActiveWord, Config, Event, maps, panic};
 use datapath::ids::Direction;
 use datapath::pipeline::Action;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use super::skip;
+
+/// Where the kernel offers a directory for it.
+const BPFFS: &str = "/sys/fs/bpf";
 
 /// Segments that a merged packet stands for, as a driver would say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,13 +27,12 @@ pub struct Merged {
     pub size: u32,
 }
 
-/// Kernel, event ring and the directory that holds the pins.
+/// Kernel, event ring and the mount namespace that holds the pins: they go when it goes.
 pub struct Rig {
     /// The maps and programs.
     pub kernel: Kernel,
     events: Events,
-    // Last: the mount namespace of this thread lets go of the pins when the thread ends.
-    _root: tempfile::TempDir,
+    namespace: File,
 }
 
 impl Rig {
@@ -43,20 +46,17 @@ impl Rig {
             skip("this build carries no kernel object");
             return None;
         }
-        // A bpffs of this thread's own: whatever happens to the process, the kernel forgets the pins with it.
-        let private = unshare(CloneFlags::CLONE_NEWNS).and_then(|()| {
-            let none: Option<&Path> = None;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        });
-        if let Err(error) = private {
-            skip(&format!("no mount namespace of its own: {error}"));
-            return None;
-        }
-        let root = tempfile::Builder::new()
-            .prefix(&format!("cofferdam-test-{}-", std::process::id()))
-            .tempdir()
-            .expect("a temporary directory");
-        let kernel = match Kernel::open(root.path(), sizes, None) {
+        let namespace = match private_bpffs() {
+            Ok(namespace) => namespace,
+            Err(error) => {
+                skip(&format!(
+                    "no bpffs in a mount namespace of its own: {error}"
+                ));
+                return None;
+            }
+        };
+        let root = Path::new(BPFFS).join("cofferdam-test");
+        let kernel = match Kernel::open(&root, sizes, None) {
             Ok(kernel) => kernel,
             Err(error) if has_errno(&error, &[libc::EPERM, libc::EACCES, libc::ENOSYS]) => {
                 skip(&format!(
@@ -70,8 +70,14 @@ impl Rig {
         Some(Self {
             kernel,
             events,
-            _root: root,
+            namespace,
         })
+    }
+
+    /// Lets this thread see the pins of a rig that another thread opened.
+    pub fn enter(&self) {
+        unshare(CloneFlags::CLONE_FS).expect("a root directory of its own");
+        setns(&self.namespace, CloneFlags::CLONE_NEWNS).expect("the namespace is open");
     }
 
     /// Makes a word the active one, whatever was.
@@ -152,6 +158,16 @@ impl Rig {
         }
         self.drain();
     }
+}
+
+/// A bpffs that only this thread sees: whatever happens to the process, the kernel forgets the pins with it,
+/// and processes side by side do not meet.
+fn private_bpffs() -> std::io::Result<File> {
+    let none: Option<&Path> = None;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none)?;
+    File::open("/proc/thread-self/ns/mnt")
 }
 
 /// Whether the operating system gave one of these numbers as the cause.

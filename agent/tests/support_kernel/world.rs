@@ -229,7 +229,7 @@ fn cell(rng: &mut Rng, how: Leaning) -> RuleValue {
         2 => 999_999_999,
         _ => 0,
     };
-    let reason = |rng: &mut Rng| rng.pick(&[0, 1, 1, 2, 2, 2, 6, 7]);
+    let reason = |rng: &mut Rng| rng.pick(&[0, 1, 1, 2, 2, 2, 6, 7, 200]);
     RuleValue {
         expiry,
         rule: 1 + rng.below(900) as u32,

@@ -136,6 +136,14 @@ struct Bytes<'a> {
     segments: u32,
 }
 
+impl Bytes<'_> {
+    /// Segments and bytes behind the link layer, when the headers say nothing.
+    fn weight(&self) -> (u64, u64) {
+        let bytes = self.frame.len().saturating_sub(14) as u64;
+        (u64::from(self.segments.max(1)), bytes)
+    }
+}
+
 impl PacketRead for Bytes<'_> {
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let start = offset as usize;
@@ -191,19 +199,20 @@ impl Sim {
                 let mut w = Workspace::<V4>::default();
                 match parse4(&bytes, 14, &mut w.packet) {
                     Ok(()) => process::<V4, _>(self, &mut w, direction),
-                    Err(reason) => self.unparsable(reason, frame.len()),
+                    Err(reason) => self.unparsable(reason, &bytes),
                 }
             }
             0x86dd => {
                 let mut w = Workspace::<V6>::default();
                 match parse6(&bytes, 14, &mut w.packet) {
                     Ok(()) => process::<V6, _>(self, &mut w, direction),
-                    Err(reason) => self.unparsable(reason, frame.len()),
+                    Err(reason) => self.unparsable(reason, &bytes),
                 }
             }
             0x0806 => Action::Pass,
             _ => {
-                self.tally(DropReason::NonIp, 1, frame.len() as u64);
+                let (packets, length) = bytes.weight();
+                self.tally(DropReason::NonIp, packets, length);
                 if self.config.flags & config_flags::L2_DROP != 0 {
                     Action::Drop
                 } else {
@@ -214,7 +223,8 @@ impl Sim {
     }
 
     /// As the kernel's shell treats a packet that does not parse.
-    fn unparsable(&self, reason: DropReason, length: usize) -> Action {
+    fn unparsable(&self, reason: DropReason, frame: &Bytes<'_>) -> Action {
+        let (packets, bytes) = frame.weight();
         let word = self.word.get();
         let (_, slot, _) = word.effective(self.boot_ns.get() / 1_000_000_000);
         let endpoint = self
@@ -224,10 +234,10 @@ impl Sim {
         let observed = endpoint.is_some_and(|endpoint| endpoint.mode == crate::abi::mode::OBSERVE);
         let open = word.is_learning() || self.config.panic == crate::abi::panic::OPEN;
         if open || (observed && self.config.panic == crate::abi::panic::NONE) {
-            self.tally(DropReason::ModeObserve, 1, length as u64);
+            self.tally(DropReason::ModeObserve, packets, bytes);
             return Action::Pass;
         }
-        self.tally(reason, 1, length as u64);
+        self.tally(reason, packets, bytes);
         Action::Drop
     }
 
