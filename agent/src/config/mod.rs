@@ -150,6 +150,15 @@ impl Workload {
     pub fn name(&self) -> String {
         self.name.clone().unwrap_or_else(host_name)
     }
+
+    /// What the controller calls it: `namespace/name` where there is a namespace.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{namespace}/{}", self.name()),
+            None => self.name(),
+        }
+    }
 }
 
 /// The kernel's name for this host.

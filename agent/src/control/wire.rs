@@ -7,18 +7,18 @@ use proto::v1;
 
 use crate::flows::Record;
 
-/// A batch of records.
+/// A batch of records of the workload `host`: the controller refuses records of anybody else.
 #[must_use]
 pub fn batch(
+    host: &str,
     sequence: u64,
     records: &[Record],
     lost: &BTreeMap<String, u64>,
     utc_ns: i64,
 ) -> v1::FlowBatch {
-    let host = crate::config::host_name();
     v1::FlowBatch {
         sequence,
-        records: records.iter().map(|record| flow(record, &host)).collect(),
+        records: records.iter().map(|record| flow(record, host)).collect(),
         lost: lost
             .iter()
             .map(|(cause, count)| (cause.clone(), *count))

@@ -164,7 +164,9 @@ impl Worker {
             closed,
         };
         let mut spool = lock(&self.host.spool);
-        let batch = wire::batch(spool.next_sequence(), &self.pending, &lost, clock::utc_ns());
+        let name = self.host.config.workload.full_name();
+        let sequence = spool.next_sequence();
+        let batch = wire::batch(&name, sequence, &self.pending, &lost, clock::utc_ns());
         match spool.append(&meta, &batch.encode_to_vec(), durable) {
             Ok(_) => {
                 drop(spool);
