@@ -103,12 +103,11 @@ fn collect(dir: &Path, into: &mut Vec<PathBuf>) -> Result<(), StandaloneError> {
 /// With every problem of the texts, or what does not fit.
 pub fn snapshot(
     config: &Config,
-    dir: &Path,
+    sources: &[Source],
     addresses: &BTreeSet<IpAddr>,
     utc_ns: i64,
 ) -> Result<Snapshot, StandaloneError> {
-    let sources = read_dir(dir)?;
-    let mut scenario = Scenario::parse(None, &sources).map_err(StandaloneError::Problems)?;
+    let mut scenario = Scenario::parse(None, sources).map_err(StandaloneError::Problems)?;
     scenario
         .world
         .managed_networks

@@ -350,3 +350,88 @@ fn knock(lab: &Lab, count: u64) -> u64 {
         sent
     })
 }
+
+#[test]
+fn three_capabilities_are_enough_to_arm_and_to_adopt() {
+    let Some(mut lab) = Lab::new("three_capabilities_are_enough_to_arm_and_to_adopt") else {
+        return;
+    };
+    if std::process::Command::new("setpriv")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        common::skip(
+            "three_capabilities_are_enough_to_arm_and_to_adopt",
+            "needs setpriv",
+        );
+        return;
+    }
+    lab.allow(&[5432]);
+    let open = lab.listen(5432);
+    let _shut = lab.listen(22);
+    lab.confine();
+    let before = lab.start();
+    assert!(lab.session(&open, lab.v4()).works());
+    assert!(lab.connect(lab.v4(), 22).is_err());
+    lab.kill();
+    let after = lab.start();
+    assert_eq!(after["generation"], before["generation"]);
+    assert_eq!(after["revision"], before["revision"]);
+    assert_eq!(after["last_error"], "");
+    lab.allow(&[5432, 22]);
+    lab.verb(&["apply", "--now"]);
+    assert!(lab.connect(lab.v4(), 22).is_ok());
+}
+
+#[test]
+fn records_survive_a_killed_agent_without_gap_or_repetition() {
+    let Some(mut lab) = Lab::new("records_survive_a_killed_agent_without_gap_or_repetition") else {
+        return;
+    };
+    const CONNECTIONS: usize = 200;
+    lab.allow(&[5432]);
+    lab.start();
+    let open = lab.listen(5432);
+    for index in 0..CONNECTIONS {
+        drop(lab.session(&open, if index % 2 == 0 { lab.v4() } else { lab.v6() }));
+        // In the middle of everything, more than once.
+        if index % 60 == 59 {
+            lab.kill();
+            lab.start();
+        }
+    }
+    let records = |lab: &Lab| -> Vec<proto::v1::FlowRecord> {
+        use prost::Message;
+        agent::flows::spool::Spool::open(&lab.dir.path().join("state/spool"), u64::MAX)
+            .and_then(|spool| spool.read_from(1, usize::MAX))
+            .expect("spool")
+            .iter()
+            .flat_map(|batch| {
+                proto::v1::FlowBatch::decode(batch.payload.as_slice())
+                    .expect("batch")
+                    .records
+            })
+            .filter(|record| record.responder_port == 5432 && record.closed)
+            .collect()
+    };
+    lab.wait("every connection has its last word", |lab| {
+        let uids: std::collections::BTreeSet<String> =
+            records(lab).into_iter().map(|record| record.uid).collect();
+        uids.len() >= CONNECTIONS
+    });
+    lab.kill();
+    let all = records(&lab);
+    let uids: std::collections::BTreeSet<&str> =
+        all.iter().map(|record| record.uid.as_str()).collect();
+    assert_eq!(
+        uids.len(),
+        CONNECTIONS,
+        "no connection is missing or named twice"
+    );
+    let said: std::collections::BTreeSet<(&str, u64, u64)> = all
+        .iter()
+        .map(|record| (record.uid.as_str(), record.packets_out, record.packets_in))
+        .collect();
+    assert_eq!(said.len(), all.len(), "no last word is said twice");
+}

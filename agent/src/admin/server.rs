@@ -157,10 +157,10 @@ fn blocking(host: &Host, request: Request) -> Answer {
         },
         Request::Apply { confirm_within } => {
             let within = confirm_within.map_or(host.config.confirm_within, Duration::from_secs);
-            let applied = host.read_policy().and_then(|mut push| {
-                push.confirm_within = (!within.is_zero()).then_some(within);
-                Ok(host.apply(push)?)
-            });
+            let within = (!within.is_zero()).then_some(within);
+            let applied = host
+                .read_policy()
+                .and_then(|policy| Ok(host.apply_local(policy, within)?));
             match applied {
                 Err(error) => {
                     host.report_error(&error);

@@ -64,6 +64,9 @@ pub enum ControlError {
     /// The stream ended.
     #[error("the controller closed the stream")]
     Closed,
+    /// Own addresses changed; the claim is made again.
+    #[error("own addresses changed")]
+    Readdressed,
     /// The certificate was renewed; the connection is made again with it.
     #[error("the certificate was renewed")]
     Renewed,

@@ -37,8 +37,8 @@ pub async fn follow(host: Arc<Host>) {
             Err(error) => error,
         };
         host.counters.connected.store(false, Ordering::Relaxed);
-        if matches!(error, ControlError::Renewed) {
-            info!("certificate renewed");
+        if matches!(error, ControlError::Renewed | ControlError::Readdressed) {
+            info!(why = %error, "connecting again");
             backoff.reset();
             continue;
         }
@@ -174,6 +174,7 @@ async fn sync(host: &Arc<Host>, channel: Channel) -> Result<(), ControlError> {
         .into_inner();
     host.counters.connected.store(true, Ordering::Relaxed);
     let mut changed = host.changed.subscribe();
+    let mut readdressed = host.readdressed.subscribe();
     let mut timer = tokio::time::interval(STATUS_INTERVAL);
     loop {
         tokio::select! {
@@ -195,6 +196,7 @@ async fn sync(host: &Arc<Host>, channel: Channel) -> Result<(), ControlError> {
                     None => debug!("a message of a newer controller was not understood"),
                 }
             }
+            _ = readdressed.changed() => return Err(ControlError::Readdressed),
             _ = changed.changed() => send(&up, Up::Status(status(host).await)).await?,
             _ = timer.tick() => send(&up, Up::Status(status(host).await)).await?,
         }

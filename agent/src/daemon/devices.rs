@@ -84,17 +84,31 @@ pub(super) async fn follow(host: Arc<Host>) {
             return;
         }
     };
+    let mut known = host.own_addresses().unwrap_or_default();
     loop {
         if let Err(error) = changes.next().await {
             host.report_error(&format!("following device changes: {error}"));
             return;
         }
-        let host = Arc::clone(&host);
-        let done = tokio::task::spawn_blocking(move || {
-            if let Err(error) = host.attach_devices() {
-                host.report_error(&error);
-            }
-        });
-        drop(done.await);
+        let (host, before) = (Arc::clone(&host), known.clone());
+        let done = tokio::task::spawn_blocking(move || look_again(&host, before)).await;
+        known = done.unwrap_or_default();
     }
+}
+
+/// Arms what is to be armed; gives the addresses as they are now.
+fn look_again(host: &Host, before: BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let attempt = || {
+        host.attach_devices()?;
+        let now = host.own_addresses()?;
+        if now != before {
+            info!(addresses = now.len(), "own addresses changed");
+            host.readdress()?;
+        }
+        Ok::<_, HostError>(now)
+    };
+    attempt().unwrap_or_else(|error| {
+        host.report_error(&error);
+        before.clone()
+    })
 }

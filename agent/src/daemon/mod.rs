@@ -13,9 +13,12 @@ use std::collections::VecDeque;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use datapath::abi::config_flags;
 use datapath::ids::EndpointId;
+use policy::snapshot::Snapshot;
+use policy::source::Source;
 use tokio::sync::{Notify, broadcast, watch};
 use tracing::{error, info, warn};
 
@@ -71,6 +74,20 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> HostError {
 /// Engine over the real kernel.
 pub type HostEngine = Engine<Arc<Kernel>, SystemClock>;
 
+/// A policy directory, compiled for this host.
+#[derive(Clone, Debug)]
+pub struct LocalPolicy {
+    sources: Vec<Source>,
+    snapshot: Snapshot,
+}
+
+/// The texts behind what is applied: what is good, and what waits for a confirmation.
+#[derive(Debug, Default)]
+struct Sources {
+    good: Option<Vec<Source>>,
+    waiting: Option<Vec<Source>>,
+}
+
 /// Counters of the process.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -104,6 +121,9 @@ pub struct Host {
     recent: Mutex<VecDeque<Arc<Record>>>,
     /// Changes whenever the content or its state does.
     pub changed: watch::Sender<u64>,
+    /// Changes whenever own addresses do.
+    pub readdressed: watch::Sender<u64>,
+    sources: Mutex<Sources>,
     names: Mutex<Arc<Names>>,
     attached: Mutex<Vec<Attached>>,
     seeded: Mutex<adopt::Seeded>,
@@ -159,6 +179,8 @@ impl Host {
             records: broadcast::channel(8192).0,
             recent: Mutex::new(VecDeque::new()),
             changed: watch::channel(0).0,
+            readdressed: watch::channel(0).0,
+            sources: Mutex::default(),
             names: Mutex::default(),
             attached: Mutex::default(),
             seeded: Mutex::default(),
@@ -181,11 +203,11 @@ impl Host {
         self.refresh_failsafes()?;
         if self.config.policy_dir.is_some() {
             match self.read_policy() {
-                Ok(push) if self.was_rejected(&push) => self.report_error(
+                Ok(policy) if self.was_rejected(&policy.snapshot) => self.report_error(
                     &"the policy files hold a change that nobody confirmed; `cofferdam-agent apply` tries it again",
                 ),
-                Ok(push) => {
-                    self.apply(push)?;
+                Ok(policy) => {
+                    self.apply_local(policy, None)?;
                 }
                 // With a policy before, that one goes on; without, arming would enforce nothing.
                 Err(error) if found == Found::Fresh && self.engine().store().good()?.is_none() => {
@@ -220,8 +242,8 @@ impl Host {
         Ok(())
     }
 
-    fn was_rejected(&self, push: &Push) -> bool {
-        let digest = hex::encode(push.snapshot.digest());
+    fn was_rejected(&self, snapshot: &Snapshot) -> bool {
+        let digest = hex::encode(snapshot.digest());
         self.engine().store().rejected() == Some(digest)
     }
 
@@ -345,6 +367,12 @@ impl Host {
     /// When nothing waits.
     pub fn confirm(&self, revision: u64) -> Result<u64, ApplyError> {
         let result = self.engine().confirm(revision);
+        if result.is_ok() {
+            let mut sources = lock(&self.sources);
+            if let Some(confirmed) = sources.waiting.take() {
+                sources.good = Some(confirmed);
+            }
+        }
         self.refresh_names();
         result
     }
@@ -353,14 +381,19 @@ impl Host {
     ///
     /// # Errors
     /// When there is a problem in the files, or the agent is not standalone.
-    pub fn read_policy(&self) -> Result<Push, HostError> {
+    pub fn read_policy(&self) -> Result<LocalPolicy, HostError> {
         let dir = self
             .config
             .policy_dir
             .as_ref()
             .ok_or(HostError::NotStandalone)?;
+        self.compile(standalone::read_dir(dir)?)
+    }
+
+    fn compile(&self, sources: Vec<Source>) -> Result<LocalPolicy, HostError> {
         let addresses = self.own_addresses()?;
-        let mut snapshot = standalone::snapshot(&self.config, dir, &addresses, clock::utc_ns())?;
+        let mut snapshot =
+            standalone::snapshot(&self.config, &sources, &addresses, clock::utc_ns())?;
         let engine = self.engine();
         if let Some(active) = engine.active() {
             let same = active.digest == hex::encode(snapshot.digest());
@@ -370,7 +403,50 @@ impl Host {
                 active.revision().max(engine.fell_back_from()) + 1
             };
         }
-        Ok(Push::now(snapshot))
+        Ok(LocalPolicy { sources, snapshot })
+    }
+
+    /// Makes a compiled policy directory what is enforced.
+    ///
+    /// # Errors
+    /// When it is refused or fails; the old content stays.
+    pub fn apply_local(
+        &self,
+        policy: LocalPolicy,
+        confirm_within: Option<Duration>,
+    ) -> Result<Applied, ApplyError> {
+        let applied = self.apply(Push {
+            confirm_within,
+            ..Push::now(policy.snapshot)
+        })?;
+        let mut sources = lock(&self.sources);
+        if applied.deadline.is_some() {
+            sources.waiting = Some(policy.sources);
+        } else {
+            *sources = Sources {
+                good: Some(policy.sources),
+                waiting: None,
+            };
+        }
+        Ok(applied)
+    }
+
+    fn forget_waiting(&self) {
+        lock(&self.sources).waiting = None;
+    }
+
+    /// Own addresses changed: what was applied last is compiled again for the new ones (the files may have
+    /// been edited since, and that is not for us to apply), and the controller is told.
+    fn readdress(&self) -> Result<(), HostError> {
+        self.readdressed.send_modify(|count| *count += 1);
+        let sources = lock(&self.sources).good.clone();
+        if let Some(sources) = sources
+            && !self.kernel.word().is_pending()
+        {
+            let policy = self.compile(sources)?;
+            self.apply_local(policy, None)?;
+        }
+        Ok(())
     }
 
     /// Writes the failsafes from the configuration; the controller's address is looked up anew.

@@ -118,7 +118,9 @@ fn signals(
 async fn reload(host: &Arc<Host>) {
     let host = Arc::clone(host);
     let done = tokio::task::spawn_blocking(move || {
-        let result = host.read_policy().and_then(|push| Ok(host.apply(push)?));
+        let result = host
+            .read_policy()
+            .and_then(|policy| Ok(host.apply_local(policy, None)?));
         match result {
             Ok(applied) => info!(revision = applied.revision, "policy files read again"),
             Err(HostError::NotStandalone) => {
@@ -168,6 +170,12 @@ impl Host {
                         )),
                         Notice::ClockMoved => warn!("the clock moved: expiries were computed again"),
                     }
+                }
+                if notices
+                    .iter()
+                    .any(|notice| matches!(notice, Notice::FellBack { .. }))
+                {
+                    self.forget_waiting();
                 }
                 if !notices.is_empty() || self.kernel.word().generation() != before {
                     self.refresh_names();

@@ -321,10 +321,19 @@ impl OfflineKernel {
         let fd = inner.fd().as_raw_fd().cast_unsigned();
         outer
             .update(&slot.to_ne_bytes(), &fd.to_ne_bytes(), sys::ANY)
-            .map_err(KernelError::map(part.map(), "install the new contents of"))
+            .map_err(KernelError::map(part.map(), "install the new contents of"))?;
+        // Pinned beside, because opening a map by its id would take CAP_SYS_ADMIN.
+        let pin = self.dir.inner(part.map(), slot);
+        match std::fs::remove_file(&pin) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(KernelError::pin(&pin, source));
+            }
+            _ => {}
+        }
+        sys::obj_pin(inner.fd(), &pin).map_err(|source| KernelError::pin(&pin, source))
     }
 
-    /// What a slot holds; `None` when it was never filled.
+    /// What a slot holds; `None` when it was never filled, or not by this agent.
     ///
     /// # Errors
     /// When a map cannot be read.
@@ -334,16 +343,14 @@ impl OfflineKernel {
             let path = self.dir.map(part.map());
             let outer = RawMap::open(&path).map_err(|source| KernelError::pin(&path, source))?;
             let mut id = [0u8; 4];
-            if !outer
+            let filled = outer
                 .lookup(&(slot % SLOTS).to_ne_bytes(), &mut id)
-                .map_err(KernelError::map(part.map(), "read"))?
-            {
-                return Ok(None);
-            }
-            let map = sys::map_by_id(u32::from_ne_bytes(id))
-                .and_then(RawMap::from_fd)
-                .map_err(KernelError::map(part.map(), "open the contents of"))?;
-            *content.part_mut(part) = read_map(&map, part)?;
+                .map_err(KernelError::map(part.map(), "read"))?;
+            let inner = match RawMap::open(&self.dir.inner(part.map(), slot)) {
+                Ok(inner) if filled && inner.info().id == u32::from_ne_bytes(id) => inner,
+                _ => return Ok(None),
+            };
+            *content.part_mut(part) = read_map(&inner, part)?;
         }
         Ok(Some(content))
     }

@@ -165,6 +165,12 @@ impl PinDir {
         self.path.join(name)
     }
 
+    /// The path of the pin of a slot's own map.
+    #[must_use]
+    pub fn inner(&self, name: &str, slot: u32) -> PathBuf {
+        self.path.join(format!("{name}_{}", slot % abi::SLOTS))
+    }
+
     /// The path of a link's pin: device index and hook.
     #[must_use]
     pub fn link(&self, ifindex: u32, ingress: bool) -> PathBuf {
@@ -280,8 +286,11 @@ impl PinDir {
     /// Removes the pins of all maps, so that the loader makes new ones. Links stay: they hold the
     /// old program with the old maps until its successor takes their place.
     pub(crate) fn forget_maps(&self) -> Result<()> {
-        for spec in &SPECS {
-            let path = self.map(spec.name);
+        let inner = SPECS
+            .iter()
+            .filter(|spec| spec.kind == sys::TYPE_ARRAY_OF_MAPS)
+            .flat_map(|spec| (0..abi::SLOTS).map(|slot| self.inner(spec.name, slot)));
+        for path in SPECS.iter().map(|spec| self.map(spec.name)).chain(inner) {
             match fs::remove_file(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

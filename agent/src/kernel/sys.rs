@@ -19,7 +19,6 @@ const OBJ_GET: libc::c_long = 7;
 const PROG_TEST_RUN: libc::c_long = 10;
 const PROG_GET_NEXT_ID: libc::c_long = 11;
 const PROG_GET_FD_BY_ID: libc::c_long = 13;
-const MAP_GET_FD_BY_ID: libc::c_long = 14;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const PROG_QUERY: libc::c_long = 16;
 pub(super) const MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
@@ -242,15 +241,6 @@ pub(crate) fn programs() -> io::Result<Vec<ProgInfo>> {
             found.push(prog_info(fd.as_fd())?);
         }
     }
-}
-
-/// Opens a map by its id; an inner map is found that way.
-pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
-    let mut attr = IdAttr {
-        id,
-        ..IdAttr::default()
-    };
-    owned(bpf(MAP_GET_FD_BY_ID, &mut attr)?)
 }
 
 #[repr(C)]

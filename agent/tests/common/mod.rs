@@ -41,6 +41,7 @@ pub(crate) struct Lab {
     pub(crate) dir: tempfile::TempDir,
     pin: PathBuf,
     agents: Vec<Child>,
+    confined: bool,
 }
 
 fn ip(arguments: &[&str]) {
@@ -73,6 +74,7 @@ impl Lab {
             dir: tempfile::tempdir().expect("dir"),
             pin: PathBuf::from(format!("/sys/fs/bpf/cf-test-{id}")),
             agents: Vec::new(),
+            confined: false,
         };
         ip(&["netns", "add", &lab.host]);
         ip(&["netns", "add", &lab.peer]);
@@ -168,6 +170,41 @@ impl Lab {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// Agents from now on have the capabilities of the unit file and no others; the namespace, which takes
+    /// more to enter, is entered for them.
+    pub(crate) fn confine(&mut self) {
+        let text = std::fs::read_to_string(self.config()).expect("config");
+        let mut config: Value = serde_json::from_str(&text).expect("config");
+        config["netns"] = Value::Null;
+        std::fs::write(self.config(), config.to_string()).expect("config");
+        // bpffs is the system's to mount.
+        if !Path::new("/sys/fs/bpf/progs.debug").exists() {
+            let mounted = Command::new("mount")
+                .args(["-t", "bpf", "bpf", "/sys/fs/bpf"])
+                .status()
+                .expect("mount");
+            assert!(mounted.success());
+        }
+        self.confined = true;
+    }
+
+    fn program(&self) -> Command {
+        if !self.confined {
+            return Command::new(BINARY);
+        }
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.host))
+            .args([
+                "setpriv",
+                "--bounding-set=-all,+bpf,+net_admin,+perfmon",
+                "--inh-caps=-all,+bpf,+net_admin,+perfmon",
+                "--no-new-privs",
+                BINARY,
+            ]);
+        command
+    }
+
     /// Starts an agent without waiting for it.
     pub(crate) fn spawn(&mut self) {
         let log = std::fs::OpenOptions::new()
@@ -175,7 +212,8 @@ impl Lab {
             .append(true)
             .open(self.dir.path().join("log"))
             .expect("log");
-        let child = Command::new(BINARY)
+        let child = self
+            .program()
             .arg("--config")
             .arg(self.config())
             .args(["run", "--standalone"])
