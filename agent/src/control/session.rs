@@ -259,7 +259,11 @@ async fn status(host: &Arc<Host>) -> v1::AgentStatus {
             flows: status.flows,
             drops,
             losses: status.losses.into_iter().collect(),
-            panic: status.panic.to_owned(),
+            panic: if status.panic == "off" {
+                String::new()
+            } else {
+                status.panic.to_owned()
+            },
             spooled_batches: status.spooled_batches,
         }
     })

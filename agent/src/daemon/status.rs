@@ -77,6 +77,13 @@ impl Status {
             status.mode = mode.name().to_owned();
         }
         if let Some(active) = engine.active() {
+            if let Some(endpoint) = active
+                .snapshot
+                .iter()
+                .find_map(|held| held.endpoints.first())
+            {
+                status.workload.clone_from(&endpoint.name);
+            }
             status.revision = active.revision();
             status.digest.clone_from(&active.digest);
         }

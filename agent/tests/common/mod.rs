@@ -166,8 +166,18 @@ impl Lab {
         std::fs::write(dir.join("peer.json"), peer.to_string()).expect("peer");
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Agents from now on follow a controller instead of a directory.
+    pub(crate) fn follow(&self, endpoint: &str, pin: &str, token: &str) {
+        let text = std::fs::read_to_string(self.config()).expect("config");
+        let mut config: Value = serde_json::from_str(&text).expect("config");
+        config["policy_dir"] = Value::Null;
+        config["controller"] =
+            serde_json::json!({ "endpoints": [endpoint], "ca_sha256": pin, "token": token });
+        std::fs::write(self.config(), config.to_string()).expect("config");
     }
 
     /// Agents from now on have the capabilities of the unit file and no others; the namespace, which takes
@@ -216,7 +226,7 @@ impl Lab {
             .program()
             .arg("--config")
             .arg(self.config())
-            .args(["run", "--standalone"])
+            .arg("run")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log"))
             .stderr(log)
