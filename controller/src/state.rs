@@ -306,6 +306,15 @@ impl State {
         self.owners = Arc::new(owners);
     }
 
+    /// Whether another state gives every agent the same content.
+    #[must_use]
+    pub fn plans_like(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.policies, &other.policies)
+            && Arc::ptr_eq(&self.workloads, &other.workloads)
+            && Arc::ptr_eq(&self.isolations, &other.isolations)
+            && self.pending == other.pending
+    }
+
     /// The workload that owns an address.
     #[must_use]
     pub fn owner(&self, address: IpAddr) -> Option<&str> {

@@ -168,6 +168,11 @@ impl Hub {
         self.touch();
     }
 
+    /// A revision changed nothing for any agent.
+    pub(crate) fn still_planned(&self, revision: Revision) {
+        self.planned.send_replace(revision);
+    }
+
     /// What an agent should have now.
     pub(crate) fn desired(&self, name: &str) -> Option<Arc<Desired>> {
         self.slots()

@@ -19,12 +19,22 @@ use crate::store::Op;
 pub async fn follow(core: Arc<Core>, stop: CancellationToken) {
     let mut states = core.follow();
     states.mark_changed();
+    let mut last: Option<Arc<State>> = None;
     while let Some(Ok(())) = stop.run_until_cancelled(states.changed()).await {
         let state = states.borrow_and_update().clone();
+        // Tokens, answers and the like concern no agent.
+        if last.as_ref().is_some_and(|last| last.plans_like(&state)) {
+            core.hub.still_planned(state.revision);
+            last = Some(state);
+            continue;
+        }
+        last = None;
         if let Err(error) = replan(&core, &state).await {
             // The apply was checked, so that this is a mistake or an agent too many. Everybody keeps
             // what they have.
             tracing::error!(%error, revision = state.revision, "no snapshots");
+        } else {
+            last = Some(state);
         }
     }
 }
