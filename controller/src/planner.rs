@@ -11,13 +11,11 @@ use policy::set::PolicySet;
 use policy::snapshot::{Mode, Snapshot};
 use policy::snapshot_diff::diff_snapshots;
 use policy::world::{Workload, World};
+use proto::convert::HOST_ENDPOINT;
 use time::OffsetDateTime;
 
 use crate::config::{Config, DefaultMode};
 use crate::state::{State, WorkloadRecord};
-
-/// A virtual machine's own endpoint: the only one of its agent.
-const HOST: datapath::ids::EndpointId = datapath::ids::EndpointId::HOST;
 
 /// What planning needs to know of the configuration.
 #[derive(Clone, Debug)]
@@ -127,7 +125,7 @@ pub fn plan(
     for (name, _) in agents(state) {
         let host = [HostWorkload {
             name: name.clone(),
-            endpoint: HOST,
+            endpoint: HOST_ENDPOINT,
         }];
         let input = CompileInput {
             world: &world,

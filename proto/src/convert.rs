@@ -6,10 +6,14 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use datapath::ids::EndpointId;
 use ipnet::IpNet;
 use policy::snapshot::{self, FlowDirection};
 
 use crate::v1;
+
+/// Number of a machine's own endpoint: the only one that an agent of a virtual machine has.
+pub const HOST_ENDPOINT: EndpointId = EndpointId::HOST;
 
 /// A field that does not fit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
