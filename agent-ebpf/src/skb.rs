@@ -55,4 +55,10 @@ impl PacketRead for Frame {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb).gso_segs }
     }
+
+    #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb).gso_size }
+    }
 }

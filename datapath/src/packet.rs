@@ -16,9 +16,14 @@ pub trait PacketRead {
     /// Length of the frame in bytes, link-layer header included.
     fn frame_len(&self) -> u32;
 
-    /// Wire segments that this (possibly merged) packet stands for; 0 and 1 both mean one.
+    /// Wire segments that this (possibly merged) packet stands for; 0 when nobody counted them.
     fn segments(&self) -> u32 {
         1
+    }
+
+    /// Payload of one wire segment of a merged packet; 0 when it is none.
+    fn segment_size(&self) -> u32 {
+        0
     }
 }
 
@@ -417,7 +422,6 @@ fn parse_transport<A, P: PacketRead>(
     out.protocol = l4.protocol;
     (out.src_port, out.dst_port, out.policy_port) = (0, 0, 0);
     (out.tcp_flags, out.kind, out.reply_only) = (0, Kind::Flow, false);
-    out.packets = if segments > 1 { segments } else { 1 };
     out.bytes = total;
     let mut headers = l4.offset.saturating_sub(l4.l3);
     match l4.protocol {
@@ -477,10 +481,14 @@ fn parse_transport<A, P: PacketRead>(
         }
         _ => {}
     }
-    if segments > 1 {
-        // Every segment but the first carries its own copy of the headers on the wire.
-        out.bytes = total + (segments - 1) * headers;
-    }
+    out.packets = match (segments, p.segment_size()) {
+        // Merged by a hypervisor or a sender in a guest (virtio): the size is known, the number is not.
+        (0, size) if size > 0 && total > headers + size => (total - headers).div_ceil(size),
+        (0, _) => 1,
+        (segments, _) => segments,
+    };
+    // Every segment but the first carries its own copy of the headers on the wire.
+    out.bytes = total + (out.packets - 1) * headers;
     Ok(())
 }
 

@@ -33,6 +33,31 @@ fn every_segment_counts_with_its_headers() {
     s.step(&both, Egress, merged(3, 1_000), Pass, "in+3/2704");
 }
 
+/// Hypervisors and virtio drivers give the size of a segment and leave the number at 0.
+#[test]
+fn segments_that_nobody_counted_are_counted_by_their_size() {
+    let Some(mut s) = Scene::open(Content::default()) else {
+        return;
+    };
+    let (c, v) = (client(), server());
+    s.establish(c, v, true);
+    let frame = tcp(v, c, ACK, 2_500);
+    s.step(&frame, Egress, merged(0, 1_000), Pass, "in+3/2620");
+    s.step(&frame, Egress, merged(0, 1_250), Pass, "in+2/2580");
+    s.step(&frame, Egress, merged(0, 2_499), Pass, "in+2/2580");
+    s.step(&frame, Egress, merged(0, 2_500), Pass, "in+1/2540");
+    s.step(&frame, Egress, merged(1, 1_000), Pass, "in+1/2540");
+    s.step(&frame, Egress, merged(2, 1_000), Pass, "in+2/2580");
+    let frame = udp(end(LOCAL6, 5_000), end(PEER6, 53), 3_000);
+    s.step(
+        &frame,
+        Egress,
+        merged(0, 1_400),
+        Pass,
+        "flow:new out+3/3144 event:new",
+    );
+}
+
 #[test]
 fn udp_and_ipv6_segments_have_their_own_headers() {
     let Some(mut s) = Scene::open(Content::default()) else {

@@ -112,8 +112,9 @@ impl Twin {
         merged: Option<Merged>,
     ) -> Option<(Action, Action)> {
         let kernel = self.rig.send(frame, direction, merged)?;
-        let segments = merged.map_or(0, |merged| merged.segments);
-        Some((kernel, self.sim.send_merged(frame, direction, segments)))
+        let (segments, size) = merged.map_or((0, 0), |merged| (merged.segments, merged.size));
+        let host = self.sim.send_sized(frame, direction, segments, size);
+        Some((kernel, host))
     }
 
     /// Both states since the reset: kernel, simulated host.

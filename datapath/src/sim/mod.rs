@@ -134,6 +134,7 @@ pub struct Sim {
 struct Bytes<'a> {
     frame: &'a [u8],
     segments: u32,
+    size: u32,
 }
 
 impl Bytes<'_> {
@@ -159,6 +160,10 @@ impl PacketRead for Bytes<'_> {
 
     fn segments(&self) -> u32 {
         self.segments
+    }
+
+    fn segment_size(&self) -> u32 {
+        self.size
     }
 }
 
@@ -192,7 +197,22 @@ impl Sim {
 
     /// Sends a frame that stands for several wire segments.
     pub fn send_merged(&self, frame: &[u8], direction: Direction, segments: u32) -> Action {
-        let bytes = Bytes { frame, segments };
+        self.send_sized(frame, direction, segments, 0)
+    }
+
+    /// Sends a frame with what the driver says of its segments: their number (0 = not counted) and payload size.
+    pub fn send_sized(
+        &self,
+        frame: &[u8],
+        direction: Direction,
+        segments: u32,
+        size: u32,
+    ) -> Action {
+        let bytes = Bytes {
+            frame,
+            segments,
+            size,
+        };
         let protocol = bytes.read::<2>(12).map_or(0, u16::from_be_bytes);
         match protocol {
             0x0800 => {

@@ -55,6 +55,38 @@ fn a_mapped_address_on_the_wire_is_refused() {
     assert_eq!(sim.dropped(DropReason::MalformedIp), 2);
 }
 
+/// A first fragment carries the ports; a later one carries what its sender likes.
+#[test]
+fn later_fragments_are_dropped() {
+    let sim = armed();
+    let syn = tcp(end(PEER, 9), end(LOCAL, 443), SYN, 8);
+    for (word, expected) in [
+        (0x2000_u16, Pass),
+        (0x2001, Drop),
+        (1, Drop),
+        (0x1fff, Drop),
+    ] {
+        let mut frame = syn.clone();
+        frame[14 + 6..14 + 8].copy_from_slice(&word.to_be_bytes());
+        assert_eq!(sim.send(&frame, Ingress), expected, "{word:#06x}");
+    }
+    let syn = tcp(end("fd00::2", 9), end("fd00::1", 22), SYN, 8);
+    for (word, reason) in [
+        (1_u16, DropReason::DefaultDeny),
+        (9, DropReason::Fragment),
+        (0xfff8, DropReason::Fragment),
+    ] {
+        let mut frame = syn.clone();
+        let [hi, lo] = word.to_be_bytes();
+        frame[14 + 6] = 44;
+        frame[14 + 5] += 8;
+        frame.splice(54..54, [6, 0, hi, lo, 0, 0, 0, 1]);
+        let before = sim.dropped(reason);
+        assert_eq!(sim.send(&frame, Ingress), Drop);
+        assert_eq!(sim.dropped(reason), before + 1, "{word:#06x}");
+    }
+}
+
 /// No truncation of an allowed packet ever passes, and none is a crash.
 #[test]
 fn no_truncation_allows() {

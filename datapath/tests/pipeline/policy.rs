@@ -58,6 +58,22 @@ fn what_is_not_bound_is_unknown_and_matches_no_allow() {
 }
 
 #[test]
+fn what_the_content_lacks_is_denied() {
+    let mut sim = armed();
+    sim.slots[0].classes.remove(&(1, PEER_ID, 0));
+    sim.slots[1] = content();
+    sim.slots[1].rules.clear();
+    let syn = tcp(end(PEER, 1), end(LOCAL, 443), SYN, 0);
+    assert_eq!(sim.send(&syn, Ingress), Drop, "no class");
+    sim.word.set(ActiveWord::committed(2, 1));
+    assert_eq!(sim.send(&syn, Ingress), Drop, "no cell");
+    assert_eq!(sim.dropped(DropReason::NoPolicyEntry), 2);
+    sim.slots[1].endpoints.clear();
+    assert_eq!(sim.send(&syn, Ingress), Drop, "no endpoint");
+    assert_eq!(sim.dropped(DropReason::NoEndpoint), 1);
+}
+
+#[test]
 fn observe_drops_nothing_and_keeps_the_verdict() {
     let mut sim = armed();
     sim.slots[0].endpoints.insert(
