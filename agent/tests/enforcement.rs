@@ -435,3 +435,33 @@ fn records_survive_a_killed_agent_without_gap_or_repetition() {
         .collect();
     assert_eq!(said.len(), all.len(), "no last word is said twice");
 }
+
+#[test]
+fn an_expiry_ends_a_live_session_without_the_agent() {
+    let Some(mut lab) = Lab::new("an_expiry_ends_a_live_session_without_the_agent") else {
+        return;
+    };
+    lab.allow(&[5432]);
+    let path = lab.policy_dir().join("policy.json");
+    let text = std::fs::read_to_string(&path).expect("policy");
+    let mut policy: serde_json::Value = serde_json::from_str(&text).expect("policy");
+    let end = time::OffsetDateTime::now_utc() + Duration::from_secs(8);
+    policy["spec"]["expires"] = end
+        .format(&time::format_description::well_known::Rfc3339)
+        .expect("time")
+        .into();
+    std::fs::write(&path, policy.to_string()).expect("policy");
+    lab.start();
+    let open = lab.listen(5432);
+    let mut session = lab.session(&open, lab.v4());
+    assert!(session.works(), "before it expires");
+    lab.kill();
+    assert!(
+        time::OffsetDateTime::now_utc() < end,
+        "the test was too slow to show anything"
+    );
+    lab.wait("the session ends", |_| !session.works());
+    let late = time::OffsetDateTime::now_utc() - end;
+    assert!(late > time::Duration::seconds(-1), "not early: {late}");
+    assert!(lab.connect(lab.v4(), 5432).is_err(), "new ones neither");
+}

@@ -3,13 +3,14 @@
 //! Every file is replaced whole (write, fsync, rename, fsync of the directory) and a snapshot is believed
 //! only if its digest is right.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
-use policy::snapshot::Snapshot;
+use policy::snapshot::{RuleName, Snapshot};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +96,15 @@ pub struct Clocks {
     pub lead_ns: i64,
     /// Greatest UTC ever seen.
     pub highest_utc_ns: i64,
+}
+
+/// Names of the rules of the last few generations: a flow outlives the process that knew who admitted it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownNames {
+    /// Generations are of this boot.
+    pub boot_id: String,
+    /// Generation → revision and names.
+    pub generations: BTreeMap<u32, (u64, Vec<RuleName>)>,
 }
 
 /// The agent's state directory.
@@ -242,6 +252,20 @@ impl Store {
     /// When the file cannot be written.
     pub fn set_clocks(&self, clocks: &Clocks) -> Result<(), StoreError> {
         self.write("clocks.json", clocks)
+    }
+
+    /// Names of the rules of the last few generations.
+    #[must_use]
+    pub fn names(&self) -> KnownNames {
+        self.read("names.json").ok().flatten().unwrap_or_default()
+    }
+
+    /// Remembers them.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_names(&self, names: &KnownNames) -> Result<(), StoreError> {
+        self.write("names.json", names)
     }
 
     /// The ids of the pinned maps.
