@@ -8,8 +8,27 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// The cargo that started us, so that a toolchain chosen with `cargo +x` is kept.
+///
+/// What cargo told *us* about our own package is taken away: build scripts that look at it (ring's does) would
+/// otherwise run again whenever a build inside `cargo xtask` follows one outside.
 pub(crate) fn cargo() -> Command {
-    Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    for (name, _) in env::vars_os() {
+        let ours = [
+            "CARGO_PKG_",
+            "CARGO_MANIFEST_",
+            "CARGO_CRATE_",
+            "CARGO_BIN_",
+            "CARGO_PRIMARY_",
+        ];
+        if name
+            .to_str()
+            .is_some_and(|name| ours.iter().any(|prefix| name.starts_with(prefix)))
+        {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 /// The rustc that cargo would use.

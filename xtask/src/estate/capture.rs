@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
@@ -24,6 +24,15 @@ pub(crate) struct Count {
     pub(crate) bytes: u64,
     /// Microseconds since the epoch of the last one.
     pub(crate) last_us: u64,
+}
+
+impl Count {
+    /// Adds another count.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.last_us = self.last_us.max(other.last_us);
+    }
 }
 
 /// Counts by (source, destination).
@@ -57,7 +66,9 @@ impl Capture {
                 "-s",
                 "96",
                 "-B",
-                "262144",
+                "65536",
+                "--immediate-mode",
+                "-U",
                 "-Z",
                 "root",
                 "-w",
@@ -76,6 +87,20 @@ impl Capture {
 
     /// Ends it and adds up. A packet that tcpdump lost is an error: the count would not be one.
     pub(crate) fn finish(mut self) -> Result<Counts> {
+        // What the kernel has seen reaches the file a moment later; on its way it would be lost with tcpdump's end.
+        let mut size = 0;
+        let mut since = Instant::now();
+        wait_for(
+            "tcpdump to write what it has",
+            Duration::from_secs(30),
+            || {
+                let now = std::fs::metadata(&self.file).ok()?.len();
+                if now != size {
+                    (size, since) = (now, Instant::now());
+                }
+                (since.elapsed() > Duration::from_millis(500)).then_some(())
+            },
+        )?;
         self.process.stop(Signal::SIGINT);
         let said = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lost = said

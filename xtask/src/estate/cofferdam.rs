@@ -193,7 +193,7 @@ impl Agent {
         fs::write(
             &config,
             format!(
-                "state_dir: {dir}/state\npin_dir: {dir}/bpf/cofferdam\nadmin_socket: {dir}/admin.sock\nnetns: {netns}\n\
+                "state_dir: {dir}/state\npin_dir: {dir}/bpf\nadmin_socket: {dir}/admin.sock\nnetns: {netns}\n\
                  workload:\n  name: {name}\nmanaged_networks: [{networks}]\nfailsafes:\n  resolvers: []\n  management:\n    \
                  - cidr: {management}/32\n      ports: [22]\ncontroller:\n  endpoints: [\"{endpoint}\"]\n  ca_sha256: \
                  {ca}\n  token: {token}\n",

@@ -209,6 +209,16 @@ impl Estate {
 }
 
 impl Estate {
+    /// Ends what the agents mounted below the estate's directory: with the mounts go the pins and the programs.
+    fn unmount(&self) {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        for target in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+            if Path::new(target).starts_with(&self.dir) {
+                let _ = nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH);
+            }
+        }
+    }
+
     /// Puts what every program printed where it can be read afterwards, in place of the run before.
     fn save_logs(&self) {
         let _ = fs::remove_dir_all(&self.logs);
@@ -245,13 +255,10 @@ impl Drop for Estate {
         for host in &self.hosts {
             // Whatever was started on the host by what we started (ssh sessions, workers) lives in its namespace.
             host.netns.end_processes();
-            let _ = nix::mount::umount2(
-                &self.dir.join(format!("agent-{}/bpf", host.name)),
-                nix::mount::MntFlags::MNT_DETACH,
-            );
             host.netns.delete();
         }
         self.switch.delete();
+        self.unmount();
         self.save_logs();
         let _ = fs::remove_dir_all(&self.dir);
     }

@@ -1,6 +1,6 @@
 //! Flow records against tcpdump, to the packet and the byte.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -38,17 +38,9 @@ pub(in super::super) fn accounting(
     connections: u32,
 ) -> Result<Outcome<()>> {
     let (web, app) = (world.host("web")?, world.host("app")?);
+    let before: BTreeSet<_> = records(world, &["web", "app"])?.into_keys().collect();
     let dir = world.estate.dir("capture")?;
-    let capture = Capture::start(
-        &world.estate.switch,
-        web,
-        &format!(
-            "tcp port {PORT} and host {} or tcp port {PORT} and host {}",
-            app.v4(),
-            app.v6()
-        ),
-        &dir,
-    )?;
+    let capture = Capture::start(&world.estate.switch, web, &format!("tcp port {PORT}"), &dir)?;
     let start = Instant::now();
     let mut curl = web.netns.command("curl");
     // Held back a little, so that tcpdump loses nothing on a small machine.
@@ -70,34 +62,47 @@ pub(in super::super) fn accounting(
         bail!("the large transfer failed: {}", curl.tail());
     }
     let seconds = start.elapsed().as_secs_f64();
-    let wanted = u64::from(made) + 1;
-    let mut counts = None;
+    let wanted = (made as usize + 1) * 2;
     let mut capture = Some(capture);
+    let mut counts = Counts::new();
+    let mut why = String::new();
     let compared = wait_for(
         "flow records that agree with the wire",
         Duration::from_secs(90),
         || {
-            let records = records(world, &["web", "app"]).ok()?;
-            if records.len() as u64 != wanted * 2 || records.values().any(|record| !record.closed) {
+            let mut records = match records(world, &["web", "app"]) {
+                Ok(records) => records,
+                Err(error) => {
+                    why = format!("{error:#}");
+                    return None;
+                }
+            };
+            records.retain(|key, _| !before.contains(key));
+            let closed = records.values().filter(|record| record.closed).count();
+            if (records.len(), closed) != (wanted, wanted) {
+                why = format!(
+                    "{} records of both ends, {closed} closed, for {wanted}",
+                    records.len()
+                );
                 return None;
             }
             // Only now: the last segments of the last connections are on the wire.
             if let Some(capture) = capture.take() {
-                counts = Some(capture.finish());
+                match capture.finish() {
+                    Ok(found) => counts = found,
+                    Err(error) => return Some(Err(error)),
+                }
             }
-            match counts.as_ref()? {
-                Ok(counts) => match compare(&records, counts) {
-                    Ok(compared) => Some(Ok(compared)),
-                    Err(error) if start.elapsed().as_secs_f64() > seconds + 60.0 => {
-                        Some(Err(error))
-                    }
-                    Err(_) => None,
-                },
-                Err(error) => Some(Err(anyhow::anyhow!("{error:#}"))),
+            match compare(&records, &counts) {
+                Ok(compared) => Some(Ok(compared)),
+                Err(error) => {
+                    why = format!("{error:#}");
+                    None
+                }
             }
         },
     )
-    .with_context(|| format!("{wanted} connections were made; {}", summary(world)))??;
+    .with_context(|| why.clone())??;
     if compared.bytes < transfer {
         bail!(
             "only {} bytes were counted for a transfer of {transfer}",
@@ -115,6 +120,7 @@ pub(in super::super) fn accounting(
 }
 
 /// One end's record of a flow.
+#[derive(Clone, Copy)]
 pub(super) struct Record {
     out: Count,
     back: Count,
@@ -122,10 +128,10 @@ pub(super) struct Record {
     pub(super) closed: bool,
 }
 
-/// (host that recorded it, initiator, responder) → record, for flows to the application server.
-pub(super) type Records = BTreeMap<(String, SocketAddr, SocketAddr), Record>;
+/// (host that recorded it, initiator, responder, its unique id) → record, for flows to the application server.
+pub(super) type Records = BTreeMap<(String, SocketAddr, SocketAddr, String), Record>;
 
-/// The records of several hosts; one that occurs twice is an error.
+/// The records of several hosts; an id that occurs twice is an error.
 pub(super) fn records(world: &World, hosts: &[&str]) -> Result<Records> {
     let answer = world.controller.ask(&[
         "flows",
@@ -162,10 +168,15 @@ pub(super) fn records(world: &World, hosts: &[&str]) -> Result<Records> {
             },
             closed: flow["closed"] == json!(true),
         };
+        let uid = flow["uid"]
+            .as_str()
+            .context("a flow without an id")?
+            .to_owned();
         let key = (
             host.to_owned(),
             end(&flow["initiator"])?,
             end(&flow["responder"])?,
+            uid,
         );
         if records.insert(key.clone(), record).is_some() {
             bail!("two records of one flow: {key:?}");
@@ -186,47 +197,34 @@ struct Compared {
     bytes: u64,
 }
 
-/// Both ends' records of every flow must be what the wire carried; flows that began before the capture are not compared.
+/// Both ends' records of every tuple must add up to what the wire carried (a port may be used again); the caller
+/// leaves out what began before the capture.
 fn compare(records: &Records, counts: &Counts) -> Result<Compared> {
+    let mut sums: BTreeMap<(&str, SocketAddr, SocketAddr), (Count, Count)> = BTreeMap::new();
+    for ((host, from, to, _), record) in records {
+        let (out, back) = sums.entry((host, *from, *to)).or_default();
+        out.add(record.out);
+        back.add(record.back);
+    }
     let mut compared = Compared {
         flows: 0,
         packets: 0,
         bytes: 0,
     };
-    for ((host, from, to), record) in records {
-        let wire = |a, b| {
-            let count = counts.get(&(a, b)).copied().unwrap_or_default();
-            Count {
-                last_us: 0,
-                ..count
-            }
+    for ((host, from, to), recorded) in &sums {
+        let wire = |a, b| Count {
+            last_us: 0,
+            ..counts.get(&(a, b)).copied().unwrap_or_default()
         };
-        let (out, back) = (wire(*from, *to), wire(*to, *from));
-        if (record.out, record.back) != (out, back) {
-            bail!(
-                "{host} recorded {:?} and {:?} for {from} → {to}, the wire carried {out:?} and {back:?}",
-                record.out,
-                record.back
-            );
+        let carried = (wire(*from, *to), wire(*to, *from));
+        if *recorded != carried {
+            bail!("{host} recorded {recorded:?} for {from} → {to}, the wire carried {carried:?}");
         }
-        if host == "web" {
-            compared.flows += 1;
-            compared.packets += out.packets + back.packets;
-            compared.bytes += out.bytes + back.bytes;
+        if *host == "web" {
+            compared.packets += carried.0.packets + carried.1.packets;
+            compared.bytes += carried.0.bytes + carried.1.bytes;
         }
     }
+    compared.flows = records.keys().filter(|(host, ..)| host == "web").count();
     Ok(compared)
-}
-
-fn summary(world: &World) -> String {
-    match records(world, &["web", "app"]) {
-        Ok(records) => {
-            let closed = records.values().filter(|record| record.closed).count();
-            format!(
-                "the controller has {} records of both ends, {closed} closed",
-                records.len()
-            )
-        }
-        Err(error) => format!("the records are unreadable: {error:#}"),
-    }
 }
