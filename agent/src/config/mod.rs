@@ -30,7 +30,8 @@ pub struct Config {
     pub admin_socket: PathBuf,
     /// Network namespace to live in, as a path or a name below `/run/netns`.
     pub netns: Option<String>,
-    /// Which devices are armed.
+    /// Which devices are armed: `auto`, one pattern, or `{include: [...], exclude: [...]}`.
+    #[serde(deserialize_with = "devices::deserialize")]
     pub devices: Devices,
     /// What this host is.
     pub workload: Workload,
@@ -428,6 +429,36 @@ pub fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
+mod devices {
+    use super::Devices;
+    use serde::de::value::MapAccessDeserializer;
+    use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+
+    /// A word, or the whole form; not `untagged`, so that an error keeps its place.
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Devices, D::Error> {
+        struct Form;
+        impl<'de> Visitor<'de> for Form {
+            type Value = Devices;
+
+            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str("\"auto\", a pattern, or include and exclude")
+            }
+
+            fn visit_str<E: Error>(self, word: &str) -> Result<Devices, E> {
+                Ok(Devices {
+                    include: vec![word.to_owned()],
+                    exclude: Vec::new(),
+                })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Devices, A::Error> {
+                Devices::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        input.deserialize_any(Form)
+    }
+}
+
 mod duration {
     use serde::{Deserialize, Deserializer, Serializer};
     use std::time::Duration;
@@ -486,6 +517,34 @@ mod tests {
                 "10.0.0.53".parse::<IpAddr>().expect("ip"),
                 "fe80::1".parse().expect("ip")
             ]
+        );
+    }
+
+    #[test]
+    fn devices_in_both_forms() {
+        let of = |text: &str| {
+            parse("a", text)
+                .map(|config| config.devices)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(of("devices: auto"), Ok(Devices::default()));
+        let both = of("devices: {include: [eth*], exclude: [eth9]}").expect("devices");
+        let device = |name: &str| crate::kernel::devices::Device {
+            index: 2,
+            name: name.into(),
+            up: true,
+            loopback: name == "lo",
+            addresses: vec![],
+        };
+        assert!(both.wants(&device("eth0")));
+        assert!(!both.wants(&device("eth9")) && !both.wants(&device("ens3")));
+        assert!(
+            Devices::default().wants(&device("ens3")) && !Devices::default().wants(&device("lo"))
+        );
+        assert!(
+            of("devices: {inclde: []}")
+                .expect_err("unknown")
+                .contains("inclde")
         );
     }
 

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::change::{Active, Applied, ApplyError, Clock, Found, Notice, Push, Slots, SystemClock};
 use super::failsafes::Failsafe;
 use super::plan::{self, Limits, Timebase};
-use super::store::{Clocks, Intent, KnownNames, Store, Stored};
+use super::store::{Clocks, Intent, Store, Stored};
 use crate::kernel::content::Part;
 
 /// See the module.
@@ -35,8 +35,6 @@ pub struct Engine<S, C = SystemClock> {
 }
 
 const NAMES_KEPT: usize = 16;
-/// Names of rules that are written at each change, newest contents first.
-const NAMES_WRITTEN: usize = 20_000;
 
 impl<S: Slots, C: Clock> Engine<S, C> {
     /// Takes over what is in the kernel and on disk. Activates nothing yet: see [`Self::start`].
@@ -73,7 +71,7 @@ impl<S: Slots, C: Clock> Engine<S, C> {
             intent: store.intent(),
             active: None,
             fell_back_from: 0,
-            names: known_names(&store, &boot_id),
+            names: store.recall_names(&boot_id),
             boot_id,
             store,
         })
@@ -609,56 +607,12 @@ impl<S: Slots, C: Clock> Engine<S, C> {
             while self.names.len() > NAMES_KEPT {
                 self.names.pop_first();
             }
-            self.write_names();
+            // Only comfort: without it a record says a number.
+            if let Err(error) = self.store.remember_names(&self.boot_id, &self.names) {
+                warn!(%error, "names of rules are not remembered");
+            }
         }
     }
-
-    /// Only comfort: records of flows that an earlier content admitted keep their rule's name after a restart.
-    fn write_names(&self) {
-        let mut left = NAMES_WRITTEN;
-        let generations = self
-            .names
-            .iter()
-            .rev()
-            .take_while(|(_, snapshot)| {
-                let fits = snapshot.rule_names.len() <= left;
-                left = left.saturating_sub(snapshot.rule_names.len());
-                fits
-            })
-            .map(|(generation, snapshot)| {
-                (
-                    *generation,
-                    (snapshot.revision, snapshot.rule_names.clone()),
-                )
-            })
-            .collect();
-        let names = KnownNames {
-            boot_id: self.boot_id.clone(),
-            generations,
-        };
-        if let Err(error) = self.store.set_names(&names) {
-            warn!(%error, "names of rules are not remembered");
-        }
-    }
-}
-
-fn known_names(store: &Store, boot_id: &str) -> BTreeMap<u32, Arc<Snapshot>> {
-    let known = store.names();
-    if known.boot_id != boot_id {
-        return BTreeMap::new();
-    }
-    known
-        .generations
-        .into_iter()
-        .map(|(generation, (revision, rule_names))| {
-            let snapshot = Snapshot {
-                revision,
-                rule_names,
-                ..Snapshot::default()
-            };
-            (generation, Arc::new(snapshot))
-        })
-        .collect()
 }
 
 fn word_of(intent: &Intent, deadline: Option<u64>) -> ActiveWord {

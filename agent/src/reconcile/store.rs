@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::fcntl::{Flock, FlockArg};
 use policy::snapshot::{RuleName, Snapshot};
@@ -100,11 +101,11 @@ pub struct Clocks {
 
 /// Names of the rules of the last few generations: a flow outlives the process that knew who admitted it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnownNames {
+struct KnownNames {
     /// Generations are of this boot.
-    pub boot_id: String,
+    boot_id: String,
     /// Generation → revision and names.
-    pub generations: BTreeMap<u32, (u64, Vec<RuleName>)>,
+    generations: BTreeMap<u32, (u64, Vec<RuleName>)>,
 }
 
 /// The agent's state directory.
@@ -254,18 +255,53 @@ impl Store {
         self.write("clocks.json", clocks)
     }
 
-    /// Names of the rules of the last few generations.
+    /// Names of the rules of the last few generations of this boot; snapshots of names only.
     #[must_use]
-    pub fn names(&self) -> KnownNames {
-        self.read("names.json").ok().flatten().unwrap_or_default()
+    pub fn recall_names(&self, boot_id: &str) -> BTreeMap<u32, Arc<Snapshot>> {
+        let known: KnownNames = self.read("names.json").ok().flatten().unwrap_or_default();
+        if known.boot_id != boot_id {
+            return BTreeMap::new();
+        }
+        known
+            .generations
+            .into_iter()
+            .map(|(generation, (revision, rule_names))| {
+                let snapshot = Snapshot {
+                    revision,
+                    rule_names,
+                    ..Snapshot::default()
+                };
+                (generation, Arc::new(snapshot))
+            })
+            .collect()
     }
 
-    /// Remembers them.
+    /// Remembers them, newest contents first, as far as they are not too many.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn set_names(&self, names: &KnownNames) -> Result<(), StoreError> {
-        self.write("names.json", names)
+    pub fn remember_names(
+        &self,
+        boot_id: &str,
+        names: &BTreeMap<u32, Arc<Snapshot>>,
+    ) -> Result<(), StoreError> {
+        const MOST: usize = 20_000;
+        let mut known = KnownNames {
+            boot_id: boot_id.to_owned(),
+            ..KnownNames::default()
+        };
+        let mut left = MOST;
+        for (generation, snapshot) in names.iter().rev() {
+            let Some(rest) = left.checked_sub(snapshot.rule_names.len()) else {
+                break;
+            };
+            left = rest;
+            known.generations.insert(
+                *generation,
+                (snapshot.revision, snapshot.rule_names.clone()),
+            );
+        }
+        self.write("names.json", &known)
     }
 
     /// The ids of the pinned maps.
