@@ -56,15 +56,13 @@ pub(in super::super) fn restart(world: &mut World) -> Result<Outcome<()>> {
         .join()
         .map_err(|_| anyhow!("the load thread panicked"))??;
     sessions_live(world)?;
-    let (missing, extra) = wait_for(
+    let (missing, extra, open) = wait_for(
         "every connection's record from both ends",
         Duration::from_secs(120),
         || {
             let mut found = records(world, &["web", "app"]).ok()?;
             found.retain(|key, _| !before.contains(key));
-            if found.values().any(|record| !record.closed) {
-                return None;
-            }
+            let open = found.values().filter(|record| !record.closed).count();
             let (mut missing, mut extra) = (0, 0);
             for host in ["web", "app"] {
                 let mut recorded: BTreeMap<SocketAddr, usize> = BTreeMap::new();
@@ -82,13 +80,15 @@ pub(in super::super) fn restart(world: &mut World) -> Result<Outcome<()>> {
                     extra += seen.saturating_sub(made);
                 }
             }
-            (missing == 0 || begun.elapsed() > Duration::from_secs(100)).then_some((missing, extra))
+            let late = begun.elapsed() > Duration::from_secs(60);
+            ((missing, open) == (0, 0) || late).then_some((missing, extra, open))
         },
     )?;
     let total: usize = clients.values().sum();
-    if missing + extra > 0 {
+    if missing + extra + open > 0 {
         bail!(
-            "of {total} connections {missing} records are missing and {extra} belong to none (both ends together)"
+            "of {total} connections {missing} records are missing, {extra} belong to none and {open} never closed (both ends \
+             together)"
         );
     }
     let text = format!(
