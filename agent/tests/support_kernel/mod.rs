@@ -19,6 +19,7 @@ pub mod scene;
 pub mod state;
 pub mod traffic;
 pub mod twin;
+pub mod wire;
 pub mod world;
 
 use std::io::Write as _;

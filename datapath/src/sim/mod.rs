@@ -110,6 +110,8 @@ pub struct Sim {
     pub jiffies: Cell<u32>,
     /// Nanoseconds since boot.
     pub boot_ns: Cell<u64>,
+    /// Device of every packet.
+    pub ifindex: u32,
     /// How many flows fit, each family.
     pub capacity: usize,
     /// How many aggregated denials fit.
@@ -181,6 +183,7 @@ impl Sim {
         }
         Self {
             config,
+            ifindex: 1,
             capacity: 65_536,
             deny_capacity: 65_536,
             ring_capacity: usize::MAX,
@@ -454,7 +457,7 @@ macro_rules! env {
             }
 
             fn ifindex(&self) -> u32 {
-                1
+                self.ifindex
             }
 
             fn cookie(&self) -> u64 {

@@ -87,6 +87,29 @@ fn later_fragments_are_dropped() {
     }
 }
 
+/// RFC 8200 §4.2 and RFC 4302 §2.2: two units of length, and both are used to find the ports.
+#[test]
+fn extension_headers_are_walked_by_their_own_lengths() {
+    let plain = tcp(end("fd00::2", 9), end("fd00::1", 443), SYN, 0);
+    for (number, header) in [
+        (0, vec![6, 0, 0, 0, 0, 0, 0, 0]),
+        (60, [vec![6, 1], vec![0; 14]].concat()),
+        (43, [vec![6, 2], vec![0; 22]].concat()),
+        (51, [vec![6, 1], vec![0; 10]].concat()),
+        (51, [vec![6, 4], vec![0; 22]].concat()),
+    ] {
+        let sim = armed();
+        let mut frame = plain.clone();
+        frame[14 + 6] = number;
+        frame[14 + 5] += header.len() as u8;
+        frame.splice(54..54, header);
+        assert_eq!(sim.send(&frame, Ingress), Pass, "header {number}");
+        let flow = sim.flows6.borrow();
+        let flow = FlowView::of6(flow.values().next().unwrap());
+        assert_eq!((flow.initiator_port, flow.responder_port), (9, 443));
+    }
+}
+
 /// No truncation of an allowed packet ever passes, and none is a crash.
 #[test]
 fn no_truncation_allows() {

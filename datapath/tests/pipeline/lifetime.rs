@@ -9,7 +9,7 @@ use datapath::pipeline::Action::{Drop, Pass};
 use datapath::record::FlowView;
 use datapath::sim::packets::{end, tcp};
 
-use crate::support::{LOCAL, OTHER, PEER, armed, content, mapped, open, view4};
+use crate::support::{LOCAL, OTHER, OTHER_ID, PEER, armed, bind, content, mapped, open, view4};
 
 #[test]
 fn a_policy_change_cuts_a_live_session_and_a_restamp_keeps_one() {
@@ -53,10 +53,11 @@ fn a_policy_change_cuts_a_live_session_and_a_restamp_keeps_one() {
 
 #[test]
 fn keep_survives_a_deny_but_no_guardrail_and_no_isolation() {
-    for (hard, isolate, expected) in [
-        (false, false, Pass),
-        (true, false, Drop),
-        (false, true, Drop),
+    for (hard, isolate, rebind, expected) in [
+        (false, false, false, Pass),
+        (true, false, false, Drop),
+        (false, true, false, Drop),
+        (false, false, true, Drop),
     ] {
         let mut sim = armed();
         let (client, server) = (end(PEER, 40000), end(LOCAL, 443));
@@ -81,12 +82,15 @@ fn keep_survives_a_deny_but_no_guardrail_and_no_isolation() {
                 }
             }
         }
+        if rebind {
+            bind(&mut next, PEER, OTHER_ID, 0);
+        }
         sim.slots[1] = next;
         sim.word.set(ActiveWord::committed(2, 1));
         assert_eq!(
             sim.send(&tcp(client, server, ACK, 9), Ingress),
             expected,
-            "hard {hard} isolate {isolate}"
+            "hard {hard} isolate {isolate} rebind {rebind}"
         );
     }
 }

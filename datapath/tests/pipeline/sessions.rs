@@ -186,4 +186,21 @@ fn idle_flows_end_by_their_timeout() {
         Pass
     );
     assert_eq!(view4(&sim).packets_out, 1);
+    // Silence of one end is no silence of the flow.
+    assert_eq!(
+        sim.send(&udp(end(LOCAL, 53), end(PEER, 5), 10), Egress),
+        Pass
+    );
+    let replied = State::REPLIED.default_timeout();
+    sim.advance_seconds(replied - 1);
+    assert_eq!(
+        sim.send(&udp(end(LOCAL, 53), end(PEER, 5), 10), Egress),
+        Pass
+    );
+    sim.advance_seconds(2);
+    assert_eq!(
+        sim.send(&udp(end(PEER, 5), end(LOCAL, 53), 10), Ingress),
+        Pass
+    );
+    assert_eq!(view4(&sim).packets_out, 2, "the same instance");
 }
