@@ -21,7 +21,7 @@ const DRAIN: Duration = Duration::from_millis(10);
 const FLUSH: Duration = Duration::from_millis(100);
 const SWEEP: Duration = Duration::from_secs(1);
 const DRAIN_LIMIT: usize = 65_536;
-const BATCH_RECORDS: usize = 4096;
+const BATCH_RECORDS: usize = 1024;
 /// Batches that a restart reads to know what was already said.
 const REMEMBERED_BATCHES: usize = 256;
 
@@ -158,35 +158,58 @@ impl Worker {
         if self.pending.is_empty() && lost.is_empty() {
             return;
         }
-        let meta = Meta {
-            losses: totals.clone(),
-            boot_id: self.host.boot_id.clone(),
-            closed,
-        };
-        let mut spool = lock(&self.host.spool);
+        // A batch beyond what the controller takes would be refused whole. The last words are claimed by the last
+        // part: a crash before it makes the next process say them again, which harms nobody.
+        let pending = std::mem::take(&mut self.pending);
+        let parts = pending.len().div_ceil(BATCH_RECORDS).max(1);
+        let mut closed = Some(closed);
+        let mut lost = Some(lost);
+        for part in 0..parts {
+            let from = part * BATCH_RECORDS;
+            let to = pending.len().min(from + BATCH_RECORDS);
+            let is_last = part + 1 == parts;
+            let meta = Meta {
+                losses: totals.clone(),
+                boot_id: self.host.boot_id.clone(),
+                closed: if is_last {
+                    closed.take().unwrap_or_default()
+                } else {
+                    Vec::new()
+                },
+            };
+            let records = pending.get(from..to).unwrap_or_default();
+            self.spool(
+                &meta,
+                records,
+                &lost.take().unwrap_or_default(),
+                durable && is_last,
+            );
+        }
+        self.reported = totals;
+    }
+
+    /// Writes one batch.
+    fn spool(&self, meta: &Meta, records: &[Record], lost: &BTreeMap<String, u64>, durable: bool) {
         let name = self.host.config.workload.full_name();
-        let sequence = spool.next_sequence();
-        let batch = wire::batch(&name, sequence, &self.pending, &lost, clock::utc_ns());
-        match spool.append(&meta, &batch.encode_to_vec(), durable) {
+        let counters = &self.host.counters;
+        let mut spool = lock(&self.host.spool);
+        let batch = wire::batch(&name, spool.next_sequence(), records, lost, clock::utc_ns());
+        let outcome = spool.append(meta, &batch.encode_to_vec(), durable);
+        drop(spool);
+        match outcome {
             Ok(_) => {
-                drop(spool);
-                self.host
-                    .counters
+                counters
                     .records
-                    .fetch_add(self.pending.len() as u64, Ordering::Relaxed);
-                self.reported = totals;
+                    .fetch_add(records.len() as u64, Ordering::Relaxed);
                 self.host.spooled.notify_one();
             }
             Err(error) => {
-                drop(spool);
-                error!(%error, records = self.pending.len(), "records could not be spooled");
-                self.host
-                    .counters
+                error!(%error, records = records.len(), "records could not be spooled");
+                counters
                     .spool_errors
-                    .fetch_add(self.pending.len() as u64, Ordering::Relaxed);
+                    .fetch_add(records.len() as u64, Ordering::Relaxed);
             }
         }
-        self.pending.clear();
     }
 
     fn losses(&self) -> BTreeMap<String, u64> {

@@ -315,10 +315,20 @@ impl Host {
         *lock(&self.last_error) = problem.to_string();
     }
 
-    /// Names of rules, as of the last change.
+    /// Names of rules, as of the last change. Waits for a change that is being made: the kernel may already judge
+    /// by it, and its events must find their names.
     #[must_use]
     pub fn names(&self) -> Arc<Names> {
-        Arc::clone(&lock(&self.names))
+        let engine = self.engine();
+        let newest = engine
+            .generations()
+            .last_key_value()
+            .map(|(generation, _)| *generation);
+        let mut names = lock(&self.names);
+        if names.newest() != newest {
+            *names = Arc::new(Names::new(engine.generations(), engine.failsafes()));
+        }
+        Arc::clone(&names)
     }
 
     /// Ticks to UTC, by a fresh common reading.

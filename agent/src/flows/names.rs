@@ -34,6 +34,14 @@ impl Names {
         }
     }
 
+    /// The newest generation that is known.
+    #[must_use]
+    pub fn newest(&self) -> Option<u32> {
+        self.generations
+            .last_key_value()
+            .map(|(generation, _)| *generation)
+    }
+
     /// Name of a rule, its number where no name is known, empty for none.
     #[must_use]
     pub fn rule(&self, generation: u32, rule: u32) -> String {

@@ -604,6 +604,14 @@ impl<S: Slots, C: Clock> Engine<S, C> {
             && let Some(snapshot) = &active.snapshot
         {
             self.names.insert(active.generation, Arc::clone(snapshot));
+            if active.deadline.is_some()
+                && let Some(good) = &self.good
+            {
+                // What the kernel will act by if nobody confirms, before anybody here has noticed.
+                let fallback = Arc::new(good.snapshot.clone());
+                self.names
+                    .insert(active.generation.wrapping_add(1), fallback);
+            }
             while self.names.len() > NAMES_KEPT {
                 self.names.pop_first();
             }
