@@ -28,16 +28,19 @@ impl StatusService for Api {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let api = self.clone();
         let (mut changes, mut states) = (self.core.hub.changes(), self.core.follow());
+        let mut planned = self.core.hub.follow_planned();
         Ok(Response::new(self.stream(|feed| async move {
             loop {
                 changes.mark_unchanged();
                 states.mark_unchanged();
+                planned.mark_unchanged();
                 if !feed.send(Ok(api.status())).await {
                     return;
                 }
                 let ended = tokio::select! {
                     changed = changes.changed() => changed.is_err(),
                     changed = states.changed() => changed.is_err(),
+                    changed = planned.changed() => changed.is_err(),
                 };
                 if ended {
                     return;
@@ -51,6 +54,9 @@ impl StatusService for Api {
 impl Api {
     fn status(&self) -> v1::GetStatusResponse {
         let state = self.core.state();
+        // Before `known` is read: what agents desire is then at least of this revision, and whoever waits for a
+        // revision cannot take agents for converged that have not even been told of it.
+        let planned = *self.core.hub.follow_planned().borrow();
         let known = self.core.hub.agents();
         let agents = state.workloads.keys().map(|workload| {
             let agent = known.get(workload).cloned().unwrap_or_default();
@@ -72,7 +78,7 @@ impl Api {
             }
         });
         v1::GetStatusResponse {
-            revision: state.revision,
+            revision: state.revision.min(planned),
             agents: agents.collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

@@ -144,6 +144,11 @@ impl Hub {
         let _stopping = planned.wait_for(|planned| *planned >= revision).await;
     }
 
+    /// The newest revision that has been turned into desired snapshots; follows it when it moves.
+    pub(crate) fn follow_planned(&self) -> watch::Receiver<Revision> {
+        self.planned.subscribe()
+    }
+
     /// Sets what agents should have, and forgets agents that no longer exist.
     pub(crate) fn desire(&self, desired: BTreeMap<String, Desired>, revision: Revision) {
         {

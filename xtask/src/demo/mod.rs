@@ -73,11 +73,6 @@ fn tell(project: &Project, args: &Args, report: &mut Report) -> Result<()> {
         || steps::arm(&mut world),
     )?;
     report.step(
-        "default deny",
-        "the same probes again, each with the rule that decided",
-        || steps::matrix_after(&mut world),
-    )?;
-    report.step(
         "live sessions",
         "arming cut none of the sessions that policy allows",
         || steps::sessions_live(&mut world),
@@ -111,6 +106,14 @@ fn tell(project: &Project, args: &Args, report: &mut Report) -> Result<()> {
         "intruder",
         "a scan hits the bulkhead, is found, and its host is cut off",
         || steps::contain(&mut world),
+    )?;
+    report.step("restore", "the host is clean again and comes back", || {
+        steps::restore(&mut world)
+    })?;
+    report.step(
+        "default deny",
+        "the probes of the beginning again, each with the rule that decided",
+        || steps::matrix_after(&mut world),
     )?;
     if args.keep {
         world.keep();

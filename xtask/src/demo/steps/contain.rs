@@ -22,17 +22,23 @@ fn now_us() -> u64 {
 /// Scans from the foothold, waits for the finding, isolates, and measures until its last packet.
 pub(in super::super) fn contain(world: &mut World) -> Result<Outcome<()>> {
     let quiet = world.controller.ask(&["findings"])?;
-    if quiet["findings"]
+    let early: Vec<&str> = quiet["findings"]
         .as_array()
-        .is_none_or(|findings| !findings.is_empty())
-    {
-        bail!("there are findings before anybody scanned: {quiet}");
+        .context("no list of findings")?
+        .iter()
+        .filter_map(|finding| finding["reason"].as_str())
+        .collect();
+    if !early.is_empty() {
+        bail!(
+            "there are findings before anybody scanned: {}",
+            early.join("; ")
+        );
     }
     let (kiosk, web) = (world.host("kiosk")?, world.host("web")?);
     let dir = world.estate.dir("contain")?;
     // The intruder's own live session over an allowed path: containment must end it too.
     let mut curl = kiosk.netns.command("curl");
-    curl.args(["-s", "-o", "/dev/null", "--limit-rate", "200k"])
+    curl.args(["-s", "-o", "/dev/null", "--limit-rate", "20M"])
         .arg(format!("http://{}/large", web.v4()));
     let stolen = Process::start("curl", &mut curl, &dir.join("curl.log"))?;
     let capture = Capture::start(
@@ -111,6 +117,33 @@ pub(in super::super) fn contain(world: &mut World) -> Result<Outcome<()>> {
         ms(decided, last)
     );
     Ok(Outcome::new((), text, data))
+}
+
+/// Ends the isolation; what the policy allows works again.
+pub(in super::super) fn restore(world: &mut World) -> Result<Outcome<()>> {
+    let answer = world.controller.ask(&["restore", "kiosk"])?;
+    if answer["complete"] != json!(true) {
+        bail!("not every agent verified the restoration: {answer}");
+    }
+    let target = [(world.host("web")?.addresses()[0], 80)];
+    wait_for("kiosk to reach web again", Duration::from_secs(10), || {
+        let reach = probe::from_host(
+            world.host("kiosk").ok()?,
+            &target,
+            Duration::from_millis(400),
+        )
+        .ok()?;
+        (reach == [Reach::Open]).then_some(())
+    })?;
+    let text = format!(
+        "   verified by {} agents; kiosk → web works again",
+        answer["agents_verified"]
+    );
+    Ok(Outcome::new(
+        (),
+        text,
+        json!({"agents_verified": answer["agents_verified"]}),
+    ))
 }
 
 fn read_finding(findings: &mut Session) -> Result<Value> {

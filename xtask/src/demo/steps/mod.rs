@@ -20,7 +20,7 @@ use crate::estate::process::Session;
 use crate::estate::{probe, servers, wait_for};
 
 pub(super) use accounting::accounting;
-pub(super) use contain::contain;
+pub(super) use contain::{contain, restore};
 pub(super) use failures::{lock_out, restart};
 pub(super) use matrix::{matrix_after, matrix_before};
 
@@ -177,9 +177,14 @@ pub(super) fn arm(world: &mut World) -> Result<Outcome<()>> {
     if works != [probe::Reach::Open] {
         bail!("web cannot reach app under the new policy: not confirmed");
     }
+    let kiosk = world.host("kiosk")?;
+    let denied = probe::from_host(kiosk, &[(world.host("db")?.addresses()[0], 5432)], ANSWER)?;
+    if denied != [probe::Reach::Blocked] {
+        bail!("kiosk reaches db under default deny: {denied:?}");
+    }
     world.controller.ask(&["confirm"])?;
     let text = format!(
-        "   revision {}: {} agents verified it in {verified_ms} ms; web → app works, so it is confirmed",
+        "   revision {}: {} agents verified it in {verified_ms} ms; web → app works, kiosk → db is dropped, so it is confirmed",
         answer["revision"],
         status["agents"].as_array().map_or(0, Vec::len)
     );
