@@ -363,15 +363,15 @@ fn deny(env: &Kernel, fill: impl FnOnce(&mut DenyKey), denial: &Denial) -> bool 
 fn again(value: *mut DenyValue, denial: &Denial) -> bool {
     // SAFETY: a whole map value; counters are added atomically, the rest are single words.
     unsafe {
+        let before = ptr::read_volatile(&raw const (*value).packets);
         atomic_add(&raw mut (*value).packets, denial.packets);
         atomic_add(&raw mut (*value).bytes, denial.bytes);
         ptr::write_volatile(&raw mut (*value).last, denial.now);
         ptr::write_volatile(&raw mut (*value).generation, denial.generation);
         let announced = ptr::read_volatile(&raw const (*value).announced);
-        let Some(config) = maps::CONFIG.get(0) else {
-            return false;
-        };
-        if config.deny_interval != 0 && denial.now.wrapping_sub(announced) >= config.deny_interval {
+        if let Some(config) = maps::CONFIG.get(0)
+            && denial.is_announced(config, before, announced)
+        {
             ptr::write_volatile(&raw mut (*value).announced, denial.now);
             return true;
         }

@@ -42,7 +42,7 @@ fn a_flow_ends_by_its_timeout_and_its_late_answer_opens_nothing() {
     s.twin.age(4 * ticks);
     s.drop_out(
         &udp(v, c, 0),
-        "event:close reason:default-deny+1/28 denied+1/28 deny:new event:deny",
+        "reason:default-deny+1/28 denied+1/28 deny:new event:deny",
     );
     s.pass_in(&udp(c, v, 0), "out-1/-28 event:close event:new");
     s.pass_out(&udp(v, c, 0), "state:new>replied in+1/28");

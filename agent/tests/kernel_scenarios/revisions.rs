@@ -43,7 +43,7 @@ fn a_flow_that_is_denied_now_is_cut_in_both_directions() {
     // A new attempt is judged for itself.
     s.drop_in(
         &tcp(c, v, SYN, 0),
-        "event:close reason:default-deny+1/40 denied+1/40 deny:new event:deny",
+        "reason:default-deny+1/40 denied+1/40 deny:new event:deny",
     );
     // The old content again: what was cut stays cut, a new connection may begin.
     s.commit(3, 0);

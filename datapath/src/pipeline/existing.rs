@@ -31,9 +31,6 @@ pub(super) fn pass<F: Family, E: Env<F>>(
     let state = flags.state();
     if is_over(w, entry, line, state, meta, config) {
         w.sequence = meta.sequence().wrapping_add(1);
-        if !notice::close(env, w, entry) {
-            env.lose(crate::abi::Loss::ReplacedUnread);
-        }
         return Existing::Replace;
     }
     if state != State::CUT && must_ask_again::<F, E>(env, meta, line.expiry(), w.now.generation) {

@@ -56,6 +56,20 @@ pub struct Denial {
     pub source_port: u16,
 }
 
+impl Denial {
+    /// Whether a denial that joins an aggregate is announced again: it is the N-th packet, or enough time has passed.
+    /// `before`: packets counted without this one; `announced`: jiffies of the last notice.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_announced(&self, config: &Config, before: u64, announced: u32) -> bool {
+        let every = u64::from(config.deny_every);
+        let after = before.wrapping_add(self.packets);
+        (every != 0 && before.checked_div(every) != after.checked_div(every))
+            || (config.deny_interval != 0
+                && self.now.wrapping_sub(announced) >= config.deny_interval)
+    }
+}
+
 /// Maps, clocks and output. Small and copied freely: in the kernel it is the packet's context.
 pub trait Env<F: Family>: Copy {
     /// Look-ups in one slot's content.

@@ -35,6 +35,9 @@ pub(super) fn judge<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, replace:
         return Action::Pass;
     }
     prepare(env, w, opening, replace);
+    if replace {
+        tell_replaced(env, w);
+    }
     match make(env, w, replace) {
         Ok(()) => {
             notice::new(env, w);
@@ -51,6 +54,16 @@ pub(super) fn judge<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, replace:
             None => full(env, w),
         },
         Err(InsertError::Full) => full(env, w),
+    }
+}
+
+/// The instance that is about to be overwritten is announced with its last counters; if the ring is full, a record is lost.
+#[inline(always)]
+fn tell_replaced<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) {
+    if let Some(entry) = env.find(&w.key)
+        && !notice::close(env, w, entry)
+    {
+        env.lose(Loss::ReplacedUnread);
     }
 }
 

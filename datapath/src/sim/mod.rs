@@ -414,13 +414,11 @@ macro_rules! env {
                 fill(&mut key);
                 let mut denies = self.denies.borrow_mut();
                 if let Some(value) = denies.get_mut(&key) {
+                    let again = denial.is_announced(&self.config, value.packets, value.announced);
                     value.packets += denial.packets;
                     value.bytes += denial.bytes;
                     value.last = denial.now;
                     value.generation = denial.generation;
-                    let interval = self.config.deny_interval;
-                    let again =
-                        interval != 0 && denial.now.wrapping_sub(value.announced) >= interval;
                     if again {
                         value.announced = denial.now;
                     }

@@ -7,7 +7,7 @@ use datapath::ids::Direction::{Egress, Ingress};
 use datapath::packet::tcp::{ACK, RST, SYN};
 use datapath::pipeline::Action::{Drop, Pass};
 use datapath::record::FlowView;
-use datapath::sim::packets::{end, tcp};
+use datapath::sim::packets::{end, tcp, udp};
 
 use crate::support::{LOCAL, OTHER, OTHER_ID, PEER, armed, bind, content, mapped, open, view4};
 
@@ -223,4 +223,51 @@ fn a_full_table_denies_unless_configured() {
         Pass
     );
     assert_eq!(sim.losses.borrow().len(), 2, "both causes are counted");
+}
+
+#[test]
+fn a_late_answer_that_is_denied_ends_nothing_twice() {
+    let sim = armed();
+    sim.send(&udp(end(PEER, 5), end(LOCAL, 53), 10), Ingress);
+    sim.advance_seconds(State::NEW.default_timeout() + 1);
+    for _ in 0..3 {
+        assert_eq!(
+            sim.send(&udp(end(LOCAL, 53), end(PEER, 5), 10), Egress),
+            Drop
+        );
+    }
+    assert!(
+        sim.events.borrow().iter().all(|event| event.kind != 2),
+        "the entry is still there for the sweep to tell of"
+    );
+    assert_eq!(
+        sim.send(&udp(end(PEER, 5), end(LOCAL, 53), 10), Ingress),
+        Pass
+    );
+    let closes = sim
+        .events
+        .borrow()
+        .iter()
+        .filter(|event| event.kind == 2)
+        .count();
+    assert_eq!(closes, 1, "told when it is replaced");
+}
+
+#[test]
+fn a_denial_is_announced_again_by_count_and_by_time() {
+    let mut sim = armed();
+    sim.config.deny_every = 4;
+    let knock = tcp(end(PEER, 9), end(LOCAL, 22), SYN, 0);
+    for _ in 0..9 {
+        assert_eq!(sim.send(&knock, Ingress), Drop);
+    }
+    assert_eq!(
+        sim.events.borrow().len(),
+        3,
+        "the first, the fourth, the eighth"
+    );
+    sim.config.deny_interval = 10 * sim.config.hz;
+    sim.advance_seconds(11);
+    assert_eq!(sim.send(&knock, Ingress), Drop);
+    assert_eq!(sim.events.borrow().len(), 4, "and after the interval");
 }
