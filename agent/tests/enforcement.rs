@@ -328,20 +328,21 @@ fn arming_keeps_live_connections_and_then_lets_nobody_in() {
     assert_eq!(works, [true, true, false, false]);
 }
 
-/// Sends SYNs to the closed port without waiting for answers.
+/// Sends SYNs to the closed port, half of them over each family, without waiting for answers.
 fn knock(lab: &Lab, count: u64) -> u64 {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
+    let doors = [lab.v4(), lab.v6()].map(|address| std::net::SocketAddr::new(address, 22));
     common::in_namespace(&lab.peer, || {
-        let to = SockaddrIn::new(10, 66, 0, 1, 22);
         let mut sent = 0;
-        for _ in 0..count {
-            let fd = socket(
-                AddressFamily::Inet,
-                SockType::Stream,
-                SockFlag::SOCK_NONBLOCK,
-                None,
-            )
-            .expect("socket");
+        for door in doors.iter().cycle().take(count as usize) {
+            let family = if door.is_ipv4() {
+                AddressFamily::Inet
+            } else {
+                AddressFamily::Inet6
+            };
+            let fd =
+                socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).expect("socket");
+            let to = SockaddrStorage::from(*door);
             match connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &to) {
                 Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => sent += 1,
                 Err(errno) => panic!("connect: {errno}"),
