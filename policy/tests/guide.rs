@@ -48,26 +48,25 @@ fn every_example_is_valid_and_they_fit_together() {
 
 #[test]
 fn the_first_policy_passes_its_own_tests() {
-    let policy = Source::new("shop-db.yaml", blocks("yaml")[0].clone());
-    let inventory = Source::new(
-        "inv.yaml",
-        "workloads: [{name: w, labels: {app: web}, addresses: [10.0.0.5]}, {name: d, labels: {app: db}, addresses: [10.0.0.6]}]",
-    );
-    let open = Source::new(
-        "open.yaml",
-        "apiVersion: cofferdam.dev/v1\nkind: Mode\nmetadata: {name: open}\nspec: {subject: {app: web}, defaultAction: allow}\n",
-    );
-    let scenario = Scenario::parse(Some(&inventory), &[policy.clone(), open]).unwrap();
+    let text = blocks("yaml")[0].clone();
+    let inventory = Source::new("inv.yaml", blocks("yaml inventory").concat());
     let at = datetime!(2030-01-01 00:00 UTC);
-    let results = run_tests(&scenario.world, &scenario.set, at);
+    let run = |text: &str| {
+        let policy = Source::new("shop.yaml", text.to_owned());
+        let scenario = Scenario::parse(Some(&inventory), &[policy]).unwrap();
+        run_tests(&scenario.world, &scenario.set, at)
+    };
+    let results = run(&text);
     assert_eq!(results.len(), 2);
     assert!(results.iter().all(|result| result.passed()), "{results:#?}");
     // Without the source's egress the shop does not work, and the test says where it is denied.
-    let scenario = Scenario::parse(Some(&inventory), &[policy]).unwrap();
-    let results = run_tests(&scenario.world, &scenario.set, at);
+    let (destination, _source) = text.split_once("---\n").unwrap();
+    let results = run(destination);
     assert_eq!(
         results[0].failures,
-        ["w → d tcp/5432: expected allow, but it is deny by default-deny (default-deny)"]
+        [
+            "web-1 → shop/db-1 tcp/5432: expected allow, but it is deny by default-deny (default-deny)"
+        ]
     );
     assert_eq!(results[0].place.line, 16);
 }

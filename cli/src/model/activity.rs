@@ -108,7 +108,7 @@ impl From<v1::FlowRecord> for Flow {
             draft: verdict(record.draft_allow),
             rule: some(record.rule),
             draft_rule: some(record.draft_rule),
-            reason: some(record.reason),
+            reason: some(record.reason).filter(|reason| reason != "none"),
             denial: record.denial,
             adopted: record.adopted,
             process: some(record.process),

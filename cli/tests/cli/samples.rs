@@ -35,7 +35,7 @@ pub(crate) fn flow(uid: &str, allowed: bool) -> v1::FlowRecord {
         allowed,
         evaluated_allow: allowed,
         draft_allow: false,
-        reason: if allowed { "" } else { "default-deny" }.into(),
+        reason: if allowed { "none" } else { "default-deny" }.into(),
         rule: "standard/shop-db/ingress[0]".into(),
         draft_rule: "standard/shop-db-next/ingress[0]".into(),
         peer_identity: 300,
