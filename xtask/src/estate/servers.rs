@@ -155,15 +155,19 @@ pub(crate) fn sshd(estate: &Estate, host: &Host) -> Result<Process> {
     let keys = ssh_keys(estate)?;
     fs::create_dir_all("/run/sshd").context("cannot make sshd's own directory")?;
     let config = dir.join("sshd_config");
-    fs::write(
-        &config,
-        format!(
-            "Port 22\nHostKey {0}/host\nAuthorizedKeysFile {0}/client.pub\nPidFile {1}/pid\nPermitRootLogin yes\n\
-             StrictModes no\nUsePAM no\nPasswordAuthentication no\nUseDNS no\n",
-            keys.display(),
-            dir.display()
-        ),
-    )?;
+    // The probes of the demo connect and hang up; a server that holds that against their hosts (MaxStartups, and
+    // PerSourcePenalties from OpenSSH 9.8 on) would refuse a session for reasons that are not ours to show.
+    let text = format!(
+        "Port 22\nHostKey {0}/host\nAuthorizedKeysFile {0}/client.pub\nPidFile {1}/pid\nPermitRootLogin yes\n\
+         StrictModes no\nUsePAM no\nPasswordAuthentication no\nUseDNS no\nMaxStartups 1000:30:2000\n",
+        keys.display(),
+        dir.display()
+    );
+    fs::write(&config, format!("{text}PerSourcePenalties no\n"))?;
+    let mut check = host.netns.command("/usr/sbin/sshd");
+    if run::output(check.args(["-t", "-f"]).arg(&config)).is_err() {
+        fs::write(&config, text)?;
+    }
     let mut command = host.netns.command("/usr/sbin/sshd");
     command.args(["-D", "-e", "-f"]).arg(&config);
     let mut server = Process::start("sshd", &mut command, &dir.join("log"))?;
