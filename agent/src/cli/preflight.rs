@@ -42,7 +42,7 @@ pub(super) fn run(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
         "kernel": features.kernel,
         "features": features.features,
         "object_sha256": loader::object_digest(),
-        "hook": if features.features.iter().any(|f| f.name == "tcx" && f.answer == Answer::Yes) { "tcx" } else { "clsact" },
+        "hook": if config.hooks == attach::Hooks::Auto && features.features.iter().any(|f| f.name == "tcx" && f.answer == Answer::Yes) { "tcx" } else { "clsact" },
         "devices": shown,
         "other_filters": filters,
         "problems": problems,

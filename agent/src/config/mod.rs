@@ -11,6 +11,7 @@ use policy::snapshot::Mode;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+use crate::kernel::attach::Hooks;
 use crate::reconcile::plan::Limits;
 
 pub use source::{ConfigError, load, merge_env, parse};
@@ -33,6 +34,8 @@ pub struct Config {
     /// Which devices are armed: `auto`, one pattern, or `{include: [...], exclude: [...]}`.
     #[serde(deserialize_with = "devices::deserialize")]
     pub devices: Devices,
+    /// Which hooks are taken: `auto` (TCX, or clsact where the kernel has no TCX) or `clsact`.
+    pub hooks: Hooks,
     /// What this host is.
     pub workload: Workload,
     /// Mode without a controller, unless a Mode object says otherwise.
@@ -73,6 +76,7 @@ impl Default for Config {
             admin_socket: "/run/cofferdam/agent.sock".into(),
             netns: None,
             devices: Devices::default(),
+            hooks: Hooks::default(),
             workload: Workload::default(),
             mode: Mode::Observe,
             policy_dir: None,

@@ -40,7 +40,7 @@ impl Host {
         let mut attached = Vec::new();
         for device in &wanted {
             // Ours already, and still there: nothing to do.
-            if held.contains(&device.index) && armed.contains(&device.index) {
+            if held.contains(&device.index) && armed.contains_key(&device.index) {
                 attached.extend(
                     lock(&self.attached)
                         .iter()
@@ -49,9 +49,9 @@ impl Host {
                 );
                 continue;
             }
-            let now = self
-                .kernel
-                .with_programs(|programs| attach::attach(self.kernel.dir(), programs, device))?;
+            let now = self.kernel.with_programs(|programs| {
+                attach::attach(self.kernel.dir(), programs, device, self.config.hooks)
+            })?;
             attached.push(now);
         }
         // A device that is only down keeps its hooks.
@@ -59,7 +59,7 @@ impl Host {
             .iter()
             .filter(|device| {
                 wanted.iter().any(|other| other.index == device.index)
-                    || (!device.up && armed.contains(&device.index))
+                    || (!device.up && armed.contains_key(&device.index))
             })
             .map(|device| device.index)
             .collect();

@@ -129,13 +129,13 @@ impl Status {
         let list = crate::kernel::devices::list().unwrap_or_default();
         status.devices = crate::kernel::attach::armed_devices(kernel.dir())?
             .into_iter()
-            .map(|ifindex| Attached {
+            .map(|(ifindex, how)| Attached {
                 ifindex,
                 device: list
                     .iter()
                     .find(|device| device.index == ifindex)
                     .map_or_else(String::new, |device| device.name.clone()),
-                how: crate::kernel::attach::How::Linked,
+                how,
             })
             .collect();
         Ok(status)

@@ -1,29 +1,35 @@
 //! Takes and keeps the hooks of the chosen devices.
 //!
 //! TCX links are pinned: they go on without the agent, and the next agent finds them and replaces the
-//! program in one step. Kernels before 6.6 get a clsact filter of fixed priority and handle, which has no
-//! link and stays by itself.
+//! program in one step. Kernels before 6.6 get a clsact filter instead, which stays by itself (see `clsact`).
+//! Whichever it is, the new hold is there before the old one goes, and the old one always goes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::mem::ManuallyDrop;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
-use aya::programs::TcAttachType;
-use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
+use super::clsact;
 use super::devices::Device;
 use super::loader::{EGRESS, INGRESS, Programs};
 use super::pins::PinDir;
 use super::sys;
 use super::{KernelError, Result};
 
-/// Priority of the clsact filter: fixed, so that the next agent finds it.
-const PRIORITY: u16 = 7;
-const HANDLE: u32 = 0xcf01;
+/// Which hooks are taken.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hooks {
+    /// TCX, or clsact where the kernel has no TCX.
+    #[default]
+    Auto,
+    /// clsact, whatever the kernel has.
+    Clsact,
+}
 
 /// How a hook was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -33,8 +39,10 @@ pub enum How {
     Linked,
     /// The pinned link of an agent before, its program replaced in one step.
     Adopted,
-    /// A clsact filter.
+    /// A new clsact filter.
     Filter,
+    /// The clsact filter of an agent before, its program replaced in one step.
+    FilterAdopted,
 }
 
 /// One device that is armed.
@@ -52,11 +60,17 @@ pub struct Attached {
 ///
 /// # Errors
 /// When the kernel refuses a hook; the other hook may have been taken.
-pub fn attach(dir: &PinDir, programs: &mut Programs, device: &Device) -> Result<Attached> {
+pub fn attach(
+    dir: &PinDir,
+    programs: &Programs,
+    device: &Device,
+    hooks: Hooks,
+) -> Result<Attached> {
     // Egress first: between the two, replies are tracked rather than dropped for want of a flow.
-    let out = attach_hook(dir, programs, device, false)?;
-    let into = attach_hook(dir, programs, device, true)?;
-    let how = if out == How::Linked { out } else { into };
+    let out = attach_hook(dir, programs, device, hooks, false)?;
+    let into = attach_hook(dir, programs, device, hooks, true)?;
+    let new = matches!(out, How::Linked | How::Filter);
+    let how = if new { out } else { into };
     info!(device = %device.name, ifindex = device.index, how = ?how, "device armed");
     Ok(Attached {
         ifindex: device.index,
@@ -67,8 +81,9 @@ pub fn attach(dir: &PinDir, programs: &mut Programs, device: &Device) -> Result<
 
 fn attach_hook(
     dir: &PinDir,
-    programs: &mut Programs,
+    programs: &Programs,
     device: &Device,
+    hooks: Hooks,
     ingress: bool,
 ) -> Result<How> {
     let (name, hook, attach_type) = if ingress {
@@ -82,83 +97,80 @@ fn attach_hook(
         source,
     };
     let path = dir.link(device.index, ingress);
-    match sys::obj_get(&path) {
-        Ok(link) => {
-            let fits = sys::link_info(link.as_fd()).is_ok_and(|info| {
-                info.kind == sys::LINK_TYPE_TCX
-                    && info.ifindex == device.index
-                    && info.attach_type == attach_type
-            });
-            if fits {
-                programs
-                    .with(name, |prog| sys::link_update(link.as_fd(), prog))?
-                    .map_err(failed)?;
-                return Ok(How::Adopted);
+    let pinned = pinned_link(&path, device.index, attach_type)?;
+    let linked = match (hooks, &pinned) {
+        (Hooks::Clsact, _) => None,
+        (Hooks::Auto, Some(link)) => {
+            programs
+                .with(name, |prog| sys::link_update(link.as_fd(), prog))?
+                .map_err(failed)?;
+            Some(How::Adopted)
+        }
+        (Hooks::Auto, None) => {
+            match programs.with(name, |prog| sys::link_tcx(prog, device.index, attach_type))? {
+                Ok(link) => {
+                    sys::obj_pin(link.as_fd(), &path)
+                        .map_err(|source| KernelError::pin(&path, source))?;
+                    Some(How::Linked)
+                }
+                // No TCX before Linux 6.6.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => None,
+                Err(error) => return Err(failed(error)),
             }
-            warn!(pin = %path.display(), "pinned link is not on this device and hook: rebuilding");
-            fs::remove_file(&path).map_err(|source| KernelError::pin(&path, source))?;
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(KernelError::pin(&path, source)),
+    };
+    // Until the old hold goes, a packet is judged twice, which is harmless; never is it not judged.
+    if let Some(how) = linked {
+        if clsact::remove(device.index, ingress).map_err(failed)? {
+            info!(device = %device.name, hook, "clsact filter gave way to a TCX link");
+        }
+        return Ok(how);
     }
-    match programs.with(name, |prog| sys::link_tcx(prog, device.index, attach_type))? {
-        Ok(link) => {
-            sys::obj_pin(link.as_fd(), &path).map_err(|source| KernelError::pin(&path, source))?;
-            Ok(How::Linked)
-        }
-        // No TCX before Linux 6.6.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            attach_filter(programs, device, name, ingress).map_err(failed)?;
-            Ok(How::Filter)
-        }
-        Err(error) => Err(failed(error)),
+    let replaced = programs
+        .with(name, |prog| {
+            let id = sys::prog_info(prog)?.id;
+            clsact::set(prog, id, name, device.index, ingress)
+        })?
+        .map_err(failed)?;
+    if pinned.is_some() {
+        release(&path)?;
+        info!(device = %device.name, hook, "TCX link gave way to a clsact filter");
     }
-}
-
-fn attach_filter(
-    programs: &mut Programs,
-    device: &Device,
-    name: &'static str,
-    ingress: bool,
-) -> io::Result<()> {
-    let attach_type = if ingress {
-        TcAttachType::Ingress
+    Ok(if replaced {
+        How::FilterAdopted
     } else {
-        TcAttachType::Egress
-    };
-    // Already there when another tool or the agent before made it.
-    if let Err(error) = tc::qdisc_add_clsact(&device.name) {
-        tracing::debug!(device = %device.name, %error, "clsact qdisc");
-    }
-    let handle = TcHandle::new(0, u16::try_from(HANDLE).unwrap_or(1));
-    let program = programs.classifier(name).map_err(io::Error::other)?;
-    let replaced = SchedClassifierLink::attached(&device.name, attach_type, PRIORITY, handle, None)
-        .map_err(io::Error::other)
-        .and_then(|link| program.attach_to_link(link).map_err(io::Error::other));
-    let id = match replaced {
-        Ok(id) => id,
-        Err(_) => program
-            .attach_with_options(
-                &device.name,
-                attach_type,
-                TcAttachOptions::Netlink(NlOptions {
-                    priority: PRIORITY,
-                    handle,
-                    classid: None,
-                }),
-            )
-            .map_err(io::Error::other)?,
-    };
-    // A dropped link takes the filter away; enforcement must outlive this process.
-    let link = program.take_link(id).map_err(io::Error::other)?;
-    let _kept = ManuallyDrop::new(link);
-    Ok(())
+        How::Filter
+    })
 }
 
-/// Lets go of pinned links whose device is gone or no longer chosen; gives how many.
+/// The link pinned at a path, if it is on this device and hook; a pin of anything else is removed.
+fn pinned_link(path: &Path, ifindex: u32, attach_type: u32) -> Result<Option<OwnedFd>> {
+    let link = match sys::obj_get(path) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(KernelError::pin(path, source)),
+    };
+    let fits = sys::link_info(link.as_fd()).is_ok_and(|info| {
+        info.kind == sys::LINK_TYPE_TCX
+            && info.ifindex == ifindex
+            && info.attach_type == attach_type
+    });
+    if fits {
+        return Ok(Some(link));
+    }
+    warn!(pin = %path.display(), "pinned link is not on this device and hook: rebuilding");
+    fs::remove_file(path).map_err(|source| KernelError::pin(path, source))?;
+    Ok(None)
+}
+
+fn filters() -> Result<Vec<clsact::Filter>> {
+    clsact::ours().map_err(KernelError::system("listing clsact filters"))
+}
+
+/// Lets go of the hooks of devices that are gone or no longer chosen; gives how many.
 ///
 /// # Errors
-/// When the pin directory cannot be read.
+/// When the pin directory or the filters cannot be read, or a hook cannot be let go.
 pub fn release_others(dir: &PinDir, keep: &BTreeSet<u32>) -> Result<usize> {
     let mut released = 0;
     for (index, _, path) in dir
@@ -171,18 +183,26 @@ pub fn release_others(dir: &PinDir, keep: &BTreeSet<u32>) -> Result<usize> {
         release(&path)?;
         released += 1;
     }
+    for filter in filters()? {
+        if keep.contains(&filter.ifindex) {
+            continue;
+        }
+        clsact::remove(filter.ifindex, filter.ingress)
+            .map_err(KernelError::system("removing a clsact filter"))?;
+        released += 1;
+    }
     Ok(released)
 }
 
-/// Lets go of every pinned link.
+/// Lets go of every hook, in this network namespace.
 ///
 /// # Errors
-/// When the pin directory cannot be read.
+/// When the pin directory or the filters cannot be read, or a hook cannot be let go.
 pub fn release_all(dir: &PinDir) -> Result<usize> {
     release_others(dir, &BTreeSet::new())
 }
 
-fn release(path: &std::path::Path) -> Result<()> {
+fn release(path: &Path) -> Result<()> {
     if let Ok(link) = sys::obj_get(path)
         && let Err(error) = sys::link_detach(link.as_fd())
         // The device is gone and took its hook along.
@@ -193,13 +213,13 @@ fn release(path: &std::path::Path) -> Result<()> {
     fs::remove_file(path).map_err(|source| KernelError::pin(path, source))
 }
 
-/// Indexes of devices on which both hooks are held by live pinned links.
+/// Devices of this network namespace on which both hooks are held, by live pinned links or by filters.
 ///
 /// # Errors
-/// When the pin directory cannot be read.
-pub fn armed_devices(dir: &PinDir) -> Result<BTreeSet<u32>> {
-    let mut hooks: std::collections::BTreeMap<u32, u32> = std::collections::BTreeMap::new();
-    for (index, _, path) in dir
+/// When the pin directory or the filters cannot be read.
+pub fn armed_devices(dir: &PinDir) -> Result<BTreeMap<u32, How>> {
+    let mut hooks: BTreeMap<(u32, bool), How> = BTreeMap::new();
+    for (index, ingress, path) in dir
         .links()
         .map_err(|source| KernelError::pin(dir.path(), source))?
     {
@@ -207,32 +227,81 @@ pub fn armed_devices(dir: &PinDir) -> Result<BTreeSet<u32>> {
             .and_then(|link| sys::link_info(link.as_fd()))
             .is_ok_and(|info| info.ifindex == index);
         if live {
-            *hooks.entry(index).or_default() += 1;
+            hooks.insert((index, ingress), How::Linked);
         }
     }
+    for filter in filters()? {
+        hooks.insert((filter.ifindex, filter.ingress), How::Filter);
+    }
     Ok(hooks
-        .into_iter()
-        .filter_map(|(index, count)| (count == 2).then_some(index))
+        .iter()
+        .filter(|((_, ingress), _)| *ingress)
+        .filter_map(|((index, _), how)| {
+            let out = hooks.get(&(*index, false))?;
+            Some((*index, if *out == How::Filter { *out } else { *how }))
+        })
         .collect())
 }
 
-/// Programs of others on a device's TCX hooks: for `preflight`.
+/// A program or filter on a hook of a device, as the kernel tells, in the order in which they run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// On the way in.
+    pub ingress: bool,
+    /// Which kind of hook.
+    pub hooks: Hooks,
+    /// Id of the program; 0 when a filter is none.
+    pub program: u32,
+    /// An agent's.
+    pub ours: bool,
+    /// For people.
+    pub text: String,
+}
+
+/// What is on both hooks of a device, ours or not. What cannot be listed is not there.
 #[must_use]
-pub fn others_on(device: &Device) -> Vec<String> {
-    let known: std::collections::BTreeMap<u32, String> = sys::programs()
+pub fn holders(ifindex: u32) -> Vec<Holder> {
+    let known: BTreeMap<u32, String> = sys::programs()
         .unwrap_or_default()
         .into_iter()
         .map(|info| (info.id, info.name()))
         .collect();
     let mut found = Vec::new();
     for (hook, attach_type) in [("ingress", sys::TCX_INGRESS), ("egress", sys::TCX_EGRESS)] {
-        for id in sys::query_tcx(device.index, attach_type).unwrap_or_default() {
+        let ingress = attach_type == sys::TCX_INGRESS;
+        for id in sys::query_tcx(ifindex, attach_type).unwrap_or_default() {
             let name = known.get(&id).cloned().unwrap_or_default();
-            // The kernel cuts names at 15 characters.
-            if !name.starts_with("cofferdam_") {
-                found.push(format!("{hook} program {id} {name}"));
-            }
+            found.push(Holder {
+                ingress,
+                hooks: Hooks::Auto,
+                program: id,
+                // The kernel cuts names at 15 characters.
+                ours: name.starts_with(clsact::PREFIX),
+                text: format!("{hook} program {id} {name}"),
+            });
+        }
+        for filter in clsact::on_hook(ifindex, ingress).unwrap_or_default() {
+            found.push(Holder {
+                ingress,
+                hooks: Hooks::Clsact,
+                program: filter.program,
+                ours: filter.is_ours(),
+                text: format!(
+                    "{hook} clsact filter {} {} {}",
+                    filter.priority, filter.kind, filter.name
+                ),
+            });
         }
     }
     found
+}
+
+/// Programs and filters of others on a device's hooks: for `preflight`.
+#[must_use]
+pub fn others_on(device: &Device) -> Vec<String> {
+    holders(device.index)
+        .into_iter()
+        .filter(|holder| !holder.ours)
+        .map(|holder| holder.text)
+        .collect()
 }

@@ -94,7 +94,7 @@ pub fn matches(pattern: &str, name: &str) -> bool {
     go(pattern.as_bytes(), name.as_bytes())
 }
 
-/// Announcements of the kernel that devices or addresses changed.
+/// Announcements of the kernel that devices, addresses or filters changed.
 #[derive(Debug)]
 pub struct Changes {
     socket: AsyncFd<Socket>,
@@ -107,10 +107,15 @@ impl Changes {
     /// When the netlink socket cannot be opened.
     pub fn subscribe() -> io::Result<Self> {
         const LINK: u32 = 0x1;
+        // Anybody with the right to may take a filter away; a link nobody but its owner.
+        const TRAFFIC_CONTROL: u32 = 0x8;
         const IPV4_ADDRESS: u32 = 0x10;
         const IPV6_ADDRESS: u32 = 0x100;
         let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind(&SocketAddr::new(0, LINK | IPV4_ADDRESS | IPV6_ADDRESS))?;
+        socket.bind(&SocketAddr::new(
+            0,
+            LINK | TRAFFIC_CONTROL | IPV4_ADDRESS | IPV6_ADDRESS,
+        ))?;
         socket.set_non_blocking(true)?;
         Ok(Self {
             // SAFETY: the socket owns its descriptor, always names the same one, and lives in the `AsyncFd`.

@@ -145,11 +145,6 @@ impl Programs {
         })?;
         Ok(use_it(fd.as_fd()))
     }
-
-    /// A classifier, for the netlink attachment of kernels without TCX.
-    pub(crate) fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier> {
-        classifier(&mut self.bpf, name)
-    }
 }
 
 /// Kernels before 5.11 charge BPF memory to this limit.

@@ -5,6 +5,7 @@
 
 pub mod attach;
 pub mod clock;
+mod clsact;
 pub mod content;
 pub mod devices;
 pub mod features;

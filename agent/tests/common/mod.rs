@@ -23,15 +23,17 @@ pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// Says loudly that a test did not run.
 pub(crate) fn skip(test: &str, why: &str) {
-    let line = format!("SKIPPED {test}: {why}");
+    let line = format!("SKIP: {test}: {why}");
     eprintln!("{line}");
-    if let Some(path) = std::env::var_os("COFFERDAM_SKIP_LOG") {
+    if let Some(path) = std::env::var_os("COFFERDAM_SKIP_LOG").filter(|path| !path.is_empty()) {
         let mut file = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(path)
             .expect("skip log");
-        writeln!(file, "{line}").expect("skip log");
+        // In one write: tests run at the same time.
+        file.write_all(format!("{line}\n").as_bytes())
+            .expect("skip log");
     }
 }
 
@@ -68,14 +70,19 @@ impl Lab {
             return None;
         }
         let id = format!("{}{}", std::process::id(), short(test));
+        let dir = tempfile::tempdir().expect("dir");
         let lab = Self {
             host: format!("cfh{id}"),
             peer: format!("cfp{id}"),
-            dir: tempfile::tempdir().expect("dir"),
-            pin: PathBuf::from(format!("/sys/fs/bpf/cf-test-{id}")),
+            pin: dir.path().join("bpf/cofferdam"),
+            dir,
             agents: Vec::new(),
             confined: false,
         };
+        if let Err(errno) = lab.mount() {
+            skip(test, &format!("no bpffs of its own: {errno}"));
+            return None;
+        }
         ip(&["netns", "add", &lab.host]);
         ip(&["netns", "add", &lab.peer]);
         ip(&[
@@ -121,6 +128,23 @@ impl Lab {
         std::fs::write(lab.config(), config.to_string()).expect("config");
         std::fs::create_dir(lab.policy_dir()).expect("policy dir");
         Some(lab)
+    }
+
+    /// A bpffs of its own: processes that run at the same time cannot mount over each other.
+    fn mount(&self) -> nix::Result<()> {
+        let target = self.bpffs();
+        std::fs::create_dir(&target).expect("mount point");
+        nix::mount::mount(
+            Some("bpf"),
+            &target,
+            Some("bpf"),
+            nix::mount::MsFlags::empty(),
+            Some("mode=0700"),
+        )
+    }
+
+    fn bpffs(&self) -> PathBuf {
+        self.dir.path().join("bpf")
     }
 
     pub(crate) fn pin(&self) -> &Path {
@@ -170,6 +194,14 @@ impl Lab {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// Agents from now on have another value of a key.
+    pub(crate) fn configure(&self, key: &str, value: Value) {
+        let text = std::fs::read_to_string(self.config()).expect("config");
+        let mut config: Value = serde_json::from_str(&text).expect("config");
+        config[key] = value;
+        std::fs::write(self.config(), config.to_string()).expect("config");
+    }
+
     /// Agents from now on follow a controller instead of a directory.
     pub(crate) fn follow(&self, endpoint: &str, pin: &str, token: &str) {
         let text = std::fs::read_to_string(self.config()).expect("config");
@@ -183,18 +215,7 @@ impl Lab {
     /// Agents from now on have the capabilities of the unit file and no others; the namespace, which takes
     /// more to enter, is entered for them.
     pub(crate) fn confine(&mut self) {
-        let text = std::fs::read_to_string(self.config()).expect("config");
-        let mut config: Value = serde_json::from_str(&text).expect("config");
-        config["netns"] = Value::Null;
-        std::fs::write(self.config(), config.to_string()).expect("config");
-        // bpffs is the system's to mount.
-        if !Path::new("/sys/fs/bpf/progs.debug").exists() {
-            let mounted = Command::new("mount")
-                .args(["-t", "bpf", "bpf", "/sys/fs/bpf"])
-                .status()
-                .expect("mount");
-            assert!(mounted.success());
-        }
+        self.configure("netns", Value::Null);
         self.confined = true;
     }
 
@@ -346,7 +367,8 @@ impl Drop for Lab {
             let _ = agent.kill();
             let _ = agent.wait();
         }
-        let _ = std::fs::remove_dir_all(&self.pin);
+        // Links and maps go with the file system that pins them.
+        let _ = nix::mount::umount2(&self.bpffs(), nix::mount::MntFlags::MNT_DETACH);
         for ns in [&self.host, &self.peer] {
             let _ = Command::new("ip").args(["netns", "del", ns]).output();
         }

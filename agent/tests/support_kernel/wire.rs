@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 
-use agent::kernel::attach::attach;
+use agent::kernel::attach::{Hooks, attach};
 use agent::kernel::devices;
 use datapath::ids::Direction;
 use nix::sched::{CloneFlags, unshare};
@@ -66,7 +66,7 @@ impl Wire {
         };
         let (armed, other) = (device(ARMED), device(OTHER));
         rig.kernel
-            .with_programs(|programs| attach(rig.kernel.dir(), programs, &armed))
+            .with_programs(|programs| attach(rig.kernel.dir(), programs, &armed, Hooks::Auto))
             .expect("the hooks are taken");
         Some(Self {
             armed: Socket::open(armed.index).expect("a packet socket"),
