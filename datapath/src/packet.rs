@@ -197,9 +197,9 @@ pub struct Packet<A> {
     pub src: A,
     /// Receiver.
     pub dst: A,
-    /// Source port; ICMP echo: the identifier.
+    /// Source port; ICMP echo request: the identifier, reply: the request's type × 256.
     pub src_port: u16,
-    /// Destination port; ICMP echo: the identifier.
+    /// Destination port; ICMP echo request: its type × 256, reply: the identifier.
     pub dst_port: u16,
     /// What policy calls the port: destination port, or type × 256 + code for ICMP.
     pub policy_port: u16,
@@ -466,17 +466,15 @@ fn parse_transport<A, P: PacketRead>(
                 icmp6_class(kind)
             };
             match class {
-                IcmpClass::EchoRequest => (out.src_port, out.dst_port) = (id, id),
+                IcmpClass::EchoRequest => (out.src_port, out.dst_port) = (id, echo(l4.protocol)),
                 IcmpClass::EchoReply => {
-                    (out.src_port, out.dst_port) = (id, id);
+                    (out.src_port, out.dst_port) = (echo(l4.protocol), id);
                     out.reply_only = true;
                 }
                 IcmpClass::Error => out.kind = Kind::IcmpError,
                 IcmpClass::LinkLocal => out.kind = Kind::LinkLocalControl,
                 IcmpClass::Redirect => return Err(DropReason::IcmpRedirect),
-                IcmpClass::Other => {
-                    (out.src_port, out.dst_port) = (out.policy_port, out.policy_port)
-                }
+                IcmpClass::Other => (out.src_port, out.dst_port) = (0, out.policy_port),
             }
         }
         _ => {}
@@ -490,6 +488,17 @@ fn parse_transport<A, P: PacketRead>(
     // Every segment but the first carries its own copy of the headers on the wire.
     out.bytes = total + (out.packets - 1) * headers;
     Ok(())
+}
+
+/// The "port" of whoever is asked for an echo: the request's type × 256. With the identifier as the port of whoever
+/// asks, pings of both ends with one identifier are two flows, each judged in its own direction.
+#[inline(always)]
+const fn echo(protocol: u8) -> u16 {
+    if protocol == protocol::ICMP {
+        8 << 8
+    } else {
+        128 << 8
+    }
 }
 
 /// SYN with FIN or RST, and segments without any of SYN, FIN, RST, ACK, do not occur in RFC 9293.
@@ -644,9 +653,13 @@ fn inner_ports<P: PacketRead>(p: &P, offset: u32, protocol: u8) -> Result<(u16, 
             Ok((u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])))
         }
         protocol::ICMP | protocol::ICMPV6 => {
-            let [hi, lo] = p.read(offset + 4).ok_or(DropReason::IcmpUnrelated)?;
+            let [kind, code, _, _, hi, lo] = p.read(offset).ok_or(DropReason::IcmpUnrelated)?;
             let id = u16::from_be_bytes([hi, lo]);
-            Ok((id, id))
+            Ok(match (protocol, kind) {
+                (protocol::ICMP, 8) | (protocol::ICMPV6, 128) => (id, echo(protocol)),
+                (protocol::ICMP, 0) | (protocol::ICMPV6, 129) => (echo(protocol), id),
+                _ => (0, u16::from_be_bytes([kind, code])),
+            })
         }
         _ => Ok((0, 0)),
     }

@@ -33,7 +33,20 @@ pub(super) fn pass<F: Family, E: Env<F>>(
         w.sequence = meta.sequence().wrapping_add(1);
         return Existing::Replace;
     }
-    if state != State::CUT && must_ask_again::<F, E>(env, meta, line.expiry(), w.now.generation) {
+    // A packet that was under way while another CPU cut the flow may have written its own line's word back: the cut on
+    // the other line still counts.
+    let other = entry.line(!w.from_lo).flags();
+    if other.state() == State::CUT && state != State::CUT {
+        line.set_flags(
+            flags
+                .with_state(State::CUT)
+                .with_verdict(other.verdict(), other.reason()),
+        );
+        flags = line.flags();
+    }
+    if flags.state() != State::CUT
+        && must_ask_again::<F, E>(env, meta, line.expiry(), w.now.generation)
+    {
         if !reevaluate(env, w, entry) {
             return Existing::Drop;
         }
@@ -79,13 +92,21 @@ fn is_over<F: Family>(
     };
     // The other direction's line is only looked at when this one has been silent for the whole timeout.
     timeout != 0
-        && w.now.jiffies.wrapping_sub(line.last()) > timeout
-        && w.now.jiffies.wrapping_sub(entry.line(!w.from_lo).last()) > timeout
+        && is_older(w.now.jiffies, line.last(), timeout)
+        && is_older(w.now.jiffies, entry.line(!w.from_lo).last(), timeout)
+}
+
+/// Whether `last` is more than `timeout` ago. A stamp of the next tick, by a CPU that is ahead of this one, is no age at all.
+#[inline(always)]
+const fn is_older(now: u32, last: u32, timeout: u32) -> bool {
+    let age = now.wrapping_sub(last);
+    age > timeout && age <= i32::MAX as u32
 }
 
 #[inline(always)]
 fn must_ask_again<F: Family, E: Env<F>>(env: E, meta: Meta, expiry: u32, generation: u32) -> bool {
-    meta.generation() != generation
+    // An entry that another CPU has judged under a newer content is not asked again under an older one.
+    (generation.wrapping_sub(meta.generation()) as i32) > 0
         || (expiry != 0 && env.boot_ns() / 1_000_000_000 >= u64::from(expiry))
 }
 
@@ -109,7 +130,9 @@ fn advance<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef<F>
     }
     entry.line(w.from_lo).set_flags(seen.with_state(next));
     let other = entry.line(!w.from_lo);
-    other.set_flags(other.flags().with_state(next));
+    if other.flags().state() != State::CUT {
+        other.set_flags(other.flags().with_state(next));
+    }
     if next.is_closed() && !state.is_closed() {
         notice::close(env, w, entry);
     }
@@ -128,7 +151,8 @@ fn reevaluate<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef
         Direction::from_u8(old & bits::EGRESS),
     );
     decide_into(env, w, false);
-    let by_rule = old & bits::KEEP != 0 && w.query.peer.identity == lo.c();
+    let lapsed = lo.expiry() != 0 && env.boot_ns() / 1_000_000_000 >= u64::from(lo.expiry());
+    let by_rule = old & bits::KEEP != 0 && w.query.peer.identity == lo.c() && !lapsed;
     // A flow that arming would cut is kept once and reported; the content after that cuts it.
     let by_arming = old & bits::ADOPTED != 0 && lo.flags().state().is_proven();
     let kept = !w.decision.allow && !w.decision.hard && (by_rule || by_arming);
@@ -136,7 +160,6 @@ fn reevaluate<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef
     if w.now.learning {
         verdict |= old & bits::ADOPTED;
     }
-    let expired = lo.expiry() != 0;
     lo.set_a(w.decision.rule);
     lo.set_b(w.decision.draft_rule);
     lo.set_c(w.query.peer.identity);
@@ -144,6 +167,8 @@ fn reevaluate<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef
     if w.decision.allow || kept || w.now.learning {
         if kept && by_rule {
             verdict |= bits::KEEP;
+            // What is kept is kept for as long as the rule that said so would have held.
+            w.decision.expiry = lo.expiry();
         }
         let reason = if w.decision.allow {
             w.decision.reason
@@ -154,7 +179,7 @@ fn reevaluate<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef
         entry.set_meta(meta);
         return true;
     }
-    let reason = cut_reason(&w.decision, expired) as u8;
+    let reason = cut_reason(&w.decision, lapsed) as u8;
     cut(lo, verdict, reason);
     cut(entry.line(false), verdict, reason);
     entry.set_meta(meta);
@@ -165,11 +190,9 @@ fn reevaluate<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef
 
 /// The reason of a cut says that something changed; isolation and filters name themselves.
 #[inline(always)]
-const fn cut_reason(decision: &Decision, expired: bool) -> DropReason {
+const fn cut_reason(decision: &Decision, lapsed: bool) -> DropReason {
     match decision.evaluated_reason {
-        DropReason::DefaultDeny | DropReason::PolicyDeny if decision.hard && expired => {
-            DropReason::Expired
-        }
+        DropReason::DefaultDeny | DropReason::PolicyDeny if lapsed => DropReason::Expired,
         DropReason::DefaultDeny | DropReason::PolicyDeny | DropReason::None => {
             DropReason::PolicyChanged
         }

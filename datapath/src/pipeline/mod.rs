@@ -329,8 +329,12 @@ fn icmp_error<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
         let (ends, _) = canonical::<F>(&inner.src, &inner.dst, inner.src_port, inner.dst_port);
         w.key = F::key(ends, inner.protocol, w.now.endpoint as u16);
         if let Some(entry) = env.find(&w.key) {
-            related = entry.line(true).flags().verdict() & bits::ALLOW != 0
-                && entry.meta().generation() == w.now.generation;
+            let line = entry.line(true);
+            let expired =
+                line.expiry() != 0 && env.boot_ns() / 1_000_000_000 >= u64::from(line.expiry());
+            related = line.flags().verdict() & bits::ALLOW != 0
+                && entry.meta().generation() == w.now.generation
+                && !expired;
         }
     }
     let close = w.now.panic == panic::CLOSE;

@@ -46,21 +46,17 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    /// Captures headers on the switch's side of a host's link.
-    pub(crate) fn start(
-        switch: &super::Namespace,
-        host: &Host,
-        filter: &str,
-        dir: &Path,
-    ) -> Result<Self> {
+    /// Captures headers on a host's own device, where what arrives is seen just before our hook and what leaves just
+    /// after it: a packet that the host's receive queue loses on the way was on the wire, but never reached the host.
+    pub(crate) fn start(host: &Host, filter: &str, dir: &Path) -> Result<Self> {
         let file = dir.join(format!("{}.pcap", host.name));
         let log = dir.join(format!("{}.tcpdump", host.name));
         let _ = std::fs::remove_file(&log);
-        let mut command = switch.command("tcpdump");
+        let mut command = host.netns.command("tcpdump");
         command
             .args([
                 "-i",
-                &host.wire(),
+                "eth0",
                 "-n",
                 "-p",
                 "-s",

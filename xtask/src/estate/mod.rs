@@ -240,13 +240,6 @@ pub(crate) fn wire_name(number: u8) -> String {
     format!("wire{number}")
 }
 
-impl Host {
-    /// Name of the switch's end of this host's link.
-    pub(crate) fn wire(&self) -> String {
-        wire_name(self.number)
-    }
-}
-
 impl Drop for Estate {
     fn drop(&mut self) {
         if self.keep {

@@ -40,11 +40,15 @@ pub(in super::super) fn accounting(
     let (web, app) = (world.host("web")?, world.host("app")?);
     let before: BTreeSet<_> = records(world, &["web", "app"])?.into_keys().collect();
     let dir = world.estate.dir("capture")?;
-    let capture = Capture::start(&world.estate.switch, web, &format!("tcp port {PORT}"), &dir)?;
+    let filter = format!("tcp port {PORT}");
+    let captures = [
+        ("web", Capture::start(web, &filter, &dir)?),
+        ("app", Capture::start(app, &filter, &dir)?),
+    ];
     let start = Instant::now();
     let mut curl = web.netns.command("curl");
     // Held back a little, so that tcpdump loses nothing on a small machine.
-    curl.args(["-sf", "-o", "/dev/null", "--limit-rate", "200M"])
+    curl.args(["-sf", "-o", "/dev/null", "--limit-rate", "100M"])
         .arg(format!("http://{}:{PORT}/large", app.v4()));
     let mut curl = Process::start("curl", &mut curl, &dir.join("curl.log"))?;
     let servers = app
@@ -63,8 +67,8 @@ pub(in super::super) fn accounting(
     }
     let seconds = start.elapsed().as_secs_f64();
     let wanted = (made as usize + 1) * 2;
-    let mut capture = Some(capture);
-    let mut counts = Counts::new();
+    let mut captures = Some(captures);
+    let mut counts = BTreeMap::new();
     let mut why = String::new();
     let compared = wait_for(
         "flow records that agree with the wire",
@@ -87,11 +91,11 @@ pub(in super::super) fn accounting(
                 return None;
             }
             // Only now: the last segments of the last connections are on the wire.
-            if let Some(capture) = capture.take() {
+            for (host, capture) in captures.take().into_iter().flatten() {
                 match capture.finish() {
-                    Ok(found) => counts = found,
+                    Ok(found) => counts.insert(host, found),
                     Err(error) => return Some(Err(error)),
-                }
+                };
             }
             match compare(&records, &counts) {
                 Ok(compared) => Some(Ok(compared)),
@@ -111,7 +115,7 @@ pub(in super::super) fn accounting(
     }
     let text = format!(
         "   {} bytes and {made} short connections (IPv4 and IPv6) in {seconds:.1} s: {} flows, {} packets, {} bytes;\n   both \
-         ends' records equal tcpdump's count to the packet and byte",
+         ends' records equal tcpdump's count on their own devices to the packet and byte",
         transfer, compared.flows, compared.packets, compared.bytes
     );
     let data = json!({"flows": compared.flows, "packets": compared.packets, "bytes": compared.bytes, "seconds": seconds,
@@ -199,7 +203,7 @@ struct Compared {
 
 /// Both ends' records of every tuple must add up to what the wire carried (a port may be used again); the caller
 /// leaves out what began before the capture.
-fn compare(records: &Records, counts: &Counts) -> Result<Compared> {
+fn compare(records: &Records, counts: &BTreeMap<&str, Counts>) -> Result<Compared> {
     let mut sums: BTreeMap<(&str, SocketAddr, SocketAddr), (Count, Count)> = BTreeMap::new();
     for ((host, from, to, _), record) in records {
         let (out, back) = sums.entry((host, *from, *to)).or_default();
@@ -212,9 +216,12 @@ fn compare(records: &Records, counts: &Counts) -> Result<Compared> {
         bytes: 0,
     };
     for ((host, from, to), recorded) in &sums {
-        let wire = |a, b| Count {
-            last_us: 0,
-            ..counts.get(&(a, b)).copied().unwrap_or_default()
+        let wire = |from, to| {
+            let count = counts.get(*host).and_then(|counts| counts.get(&(from, to)));
+            Count {
+                last_us: 0,
+                ..count.copied().unwrap_or_default()
+            }
         };
         let carried = (wire(*from, *to), wire(*to, *from));
         if *recorded != carried {

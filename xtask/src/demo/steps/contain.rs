@@ -41,12 +41,7 @@ pub(in super::super) fn contain(world: &mut World) -> Result<Outcome<()>> {
     curl.args(["-s", "-o", "/dev/null", "--limit-rate", "20M"])
         .arg(format!("http://{}/large", web.v4()));
     let stolen = Process::start("curl", &mut curl, &dir.join("curl.log"))?;
-    let capture = Capture::start(
-        &world.estate.switch,
-        kiosk,
-        &format!("tcp and host {}", web.v4()),
-        &dir,
-    )?;
+    let capture = Capture::start(kiosk, &format!("tcp and host {}", web.v4()), &dir)?;
     let mut follow = world.controller.command(&["findings", "-f", "-o", "json"]);
     let mut findings = Session::start("findings", &mut follow)?;
     let mut nmap = kiosk.netns.command("nmap");
