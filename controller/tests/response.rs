@@ -161,7 +161,7 @@ spec: {subject: all, mode: enforce}
     let applied = operator.apply_within(change, 60).await;
     assert!(applied.confirm_deadline.is_some());
     let waiting = session.push().await;
-    assert!(!waiting.urgent && waiting.fallback.is_none());
+    assert!(!waiting.urgent && waiting.fallback.is_some());
     let mut client = ResponsesClient::new(operator.channel.clone());
     client.isolate(isolate("db", 0, 0)).await.expect("isolated");
     // Nobody answered the push before: the isolation does not wait for that.
@@ -204,4 +204,42 @@ async fn an_isolation_ends_by_itself() {
         (audit[0].actor.as_str(), audit[0].action.as_str()),
         ("controller", "workload.restore")
     );
+}
+
+#[tokio::test]
+async fn who_comes_back_or_drifts_is_told_the_fallback_with_its_isolations() {
+    let lab = Lab::new().await;
+    let (operator, web, db) = agents(&lab).await;
+    let (session, first) = web.start().await;
+    let (_other, _) = db.start().await;
+    everybody_verified(&operator).await;
+    let change = "
+apiVersion: cofferdam.dev/v1
+kind: Mode
+metadata: {name: all}
+spec: {subject: all, mode: enforce}
+";
+    operator.apply_within(change, 60).await;
+    drop(session);
+    let mut client = ResponsesClient::new(operator.channel.clone());
+    client.isolate(isolate("db", 0, 0)).await.expect("isolated");
+    let hello = web.hello(content(&first).revision, &first.digest);
+    let mut session = web.sync(hello).await.expect("a session");
+    let told = session.push().await;
+    let drifted = v1::SnapshotAck {
+        revision: content(&told).revision,
+        nonce: told.nonce,
+        digest: vec![1; 32],
+        ..v1::SnapshotAck::default()
+    };
+    session.send(v1::agent_message::Message::Ack(drifted)).await;
+    let again = session.push().await;
+    for push in [told, again] {
+        assert!(push.confirm_within_seconds > 0);
+        let wire = push.fallback.as_ref().expect("a fallback");
+        let fallback = Snapshot::try_from(wire).expect("it converts");
+        assert_eq!(isolated(&content(&push)), ["10.1.0.2"]);
+        assert_eq!(isolated(&fallback), ["10.1.0.2"]);
+        assert_eq!(fallback.endpoints[0].mode, Mode::Observe);
+    }
 }

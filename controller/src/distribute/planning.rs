@@ -94,13 +94,20 @@ async fn replan(core: &Arc<Core>, state: &Arc<State>) -> Result<(), ReplanError>
     let mut desired = BTreeMap::new();
     for (name, snapshot) in planned.now {
         let digest = snapshot.digest();
-        let before = core.hub.desired(&name);
-        let same = before.filter(|before| before.digest == digest);
         let fallback = (planned.fallback.as_ref()).and_then(|plan| plan.get(&name).cloned());
         // Whom a change does not concern keeps the old revision, and has nothing to confirm.
         let concerned = fallback
             .as_ref()
             .is_some_and(|fallback| fallback.digest() != digest);
+        let fallback = fallback.filter(|_| concerned);
+        // An isolation that only the fallback shows has to get there too. Without a fallback the
+        // change was confirmed, which is told in another way.
+        let before = core.hub.desired(&name);
+        let same = before.filter(|before| {
+            let known = before.fallback.as_ref().map(|fallback| fallback.digest());
+            before.digest == digest
+                && (fallback.as_ref()).is_none_or(|new| known == Some(new.digest()))
+        });
         desired.insert(
             name,
             Desired {
@@ -110,7 +117,7 @@ async fn replan(core: &Arc<Core>, state: &Arc<State>) -> Result<(), ReplanError>
                 deadline: (state.pending.as_ref())
                     .filter(|_| concerned)
                     .map(|pending| pending.deadline),
-                fallback: fallback.filter(|_| concerned),
+                fallback,
                 isolations: state.isolation_revision,
             },
         );

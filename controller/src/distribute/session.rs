@@ -399,8 +399,9 @@ fn push(desired: &Desired, nonce: u64, urgent: bool) -> v1::SnapshotPush {
         let seconds = clock::until(deadline).as_millis().div_ceil(1_000);
         u32::try_from(seconds).unwrap_or(u32::MAX).max(1)
     });
-    // What the other slot holds does not know of the isolation.
-    let fallback = urgent.then(|| {
+    // What the agent would fall back to by itself may not know of an isolation: a push that was
+    // given up, a reconnection or a drift lies between. So whoever can fall back is told to what.
+    let fallback = (urgent || within > 0).then(|| {
         let mut fallback = (**desired.fallback.as_ref().unwrap_or(&desired.snapshot)).clone();
         fallback.revision = desired.revision;
         v1::Snapshot::from(&fallback)
