@@ -378,3 +378,22 @@ async fn certificates_are_renewed_and_end() {
     let (mut session, _) = ending.start().await;
     assert_eq!(code(session.next().await), Code::Unauthenticated);
 }
+
+#[tokio::test]
+async fn an_older_enrolment_does_not_come_back_with_its_used_token() {
+    let lab = Lab::new().await;
+    let (address, operator) = (lab.controller.address, lab.operator().await);
+    let ((old, _), (new, _)) = (csr(), csr());
+    let first = operator.token("web", &["10.1.0.7"], &[]).await;
+    let second = operator.token("web", &["10.1.0.7"], &[]).await;
+    for (token, csr) in [(&first, &old), (&first, &old), (&second, &new)] {
+        enroll(address, &operator.ca, token, csr, &["10.1.0.7"])
+            .await
+            .expect("enrolled, or told again");
+    }
+    let back = enroll(address, &operator.ca, &first, &old, &["10.1.0.7"]).await;
+    assert_eq!(code(back), Code::Unauthenticated);
+    enroll(address, &operator.ca, &second, &new, &["10.1.0.7"])
+        .await
+        .expect("the newest is told again");
+}

@@ -54,8 +54,11 @@ async fn enroll(core: &Core, request: &v1::EnrollRequest) -> Result<v1::EnrollRe
     let known = change.state.workloads.get(&token.workload).cloned();
     let repeated = match &token.used_by {
         None => false,
-        // The answer to this very request was lost.
-        Some(used_by) => *used_by == request_hash && known.as_ref().is_some_and(|k| !k.revoked),
+        // The answer to this very request was lost, and nobody has taken its place since.
+        Some(used_by) => {
+            *used_by == request_hash
+                && (known.as_ref()).is_some_and(|k| !k.revoked && k.enrolment == token.enrolment)
+        }
     };
     if token.used_by.is_some() && !repeated {
         return Err(no_token());
@@ -91,6 +94,7 @@ async fn enroll(core: &Core, request: &v1::EnrollRequest) -> Result<v1::EnrollRe
         };
         let used = Token {
             used_by: Some(request_hash),
+            enrolment,
             ..token.clone()
         };
         change.op(state::put(format!("{}{id}", key::TOKEN), &used));

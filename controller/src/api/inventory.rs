@@ -65,6 +65,7 @@ impl Inventory for Api {
             scope,
             expires: clock::now_ns().saturating_add(clock::seconds_ns(ttl.into())),
             used_by: None,
+            enrolment: 0,
         };
         let mut response = v1::CreateTokenResponse {
             token: String::new(),

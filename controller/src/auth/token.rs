@@ -27,6 +27,10 @@ pub struct Token {
     /// SHA-256 of the certificate request that used it: the same request may be repeated when its
     /// answer was lost, another one is refused.
     pub used_by: Option<String>,
+    /// The enrolment that used it made; only while that is the workload's newest may the request be
+    /// repeated.
+    #[serde(default)]
+    pub enrolment: u32,
 }
 
 /// The two parts of a token as it is handed over.
