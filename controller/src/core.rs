@@ -115,7 +115,10 @@ pub fn sql_status(error: &SqlError) -> Status {
     match error {
         SqlError::DiskFull => Status::resource_exhausted(error.to_string()),
         SqlError::Closed => Status::unavailable("the controller is stopping"),
-        SqlError::Format { .. } | SqlError::Sqlite(_) | SqlError::Damaged(_) => {
+        SqlError::Format { .. }
+        | SqlError::Private { .. }
+        | SqlError::Sqlite(_)
+        | SqlError::Damaged(_) => {
             tracing::error!(%error, "database");
             Status::internal(error.to_string())
         }

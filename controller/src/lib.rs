@@ -19,10 +19,10 @@ pub mod sql;
 pub mod state;
 pub mod store;
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -225,7 +225,25 @@ fn lock(config: &Config) -> Result<File, StartError> {
         .mode(0o700)
         .create(&config.data_dir)
         .map_err(io)?;
-    let file = File::create(config.data_dir.join("lock")).map_err(io)?;
+    // It may have been there before, made by hand.
+    let mode = fs::metadata(&path).map_err(io)?.permissions().mode();
+    let foreign = || -> io::Result<bool> {
+        Ok(!path.join("lock").exists() && fs::read_dir(&path)?.next().is_some())
+    };
+    if mode & 0o002 != 0 && foreign().map_err(io)? {
+        return Err(io(io::Error::other(
+            "everybody writes there: a directory of its own is needed",
+        )));
+    }
+    if mode & 0o077 != 0 {
+        fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(io)?;
+    }
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(config.data_dir.join("lock"))
+        .map_err(io)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StartError::Locked(path.clone())),

@@ -3,7 +3,10 @@
 //! All access goes through [`Database::call`], in order: SQLite has one writer anyway, and whoever
 //! waits here does not block the asynchronous part.
 
-use std::path::Path;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -30,6 +33,14 @@ pub enum SqlError {
     /// The thread is gone.
     #[error("the database is closed")]
     Closed,
+    /// The file cannot be made its owner's alone.
+    #[error("{path}: {source}")]
+    Private {
+        /// Of the database.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Anything else.
     #[error("database: {0}")]
     Sqlite(rusqlite::Error),
@@ -62,6 +73,10 @@ impl Database {
     /// # Errors
     /// When the file cannot be opened or was written by a newer version.
     pub fn open(path: &Path, migrations: &'static [&'static str]) -> Result<Self, SqlError> {
+        keep_private(path).map_err(|source| SqlError::Private {
+            path: path.to_owned(),
+            source,
+        })?;
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(Duration::from_secs(5))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -106,6 +121,25 @@ impl Database {
         self.jobs.send(job).await.map_err(|_| SqlError::Closed)?;
         wait.await.map_err(|_| SqlError::Closed)?
     }
+}
+
+/// Only its owner reads a database, whatever the umask; `SQLite` gives its other files the mode of the first.
+fn keep_private(path: &Path) -> io::Result<()> {
+    const OWNER: u32 = 0o600;
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(OWNER)
+        .open(path)?;
+    for suffix in ["", "-wal", "-shm"] {
+        let mut file = path.as_os_str().to_owned();
+        file.push(suffix);
+        match fs::set_permissions(&file, Permissions::from_mode(OWNER)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn migrate(connection: &mut Connection, migrations: &[&str]) -> Result<(), SqlError> {

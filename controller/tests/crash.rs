@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -312,4 +312,60 @@ fn its_configuration_is_checked() {
         String::from_utf8_lossy(&refused.stderr).contains("managed_netwroks"),
         "{refused:?}"
     );
+}
+
+#[tokio::test]
+async fn run_by_hand_it_keeps_its_data_to_itself_and_its_log_plain() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let outer = tempfile::tempdir().expect("a directory");
+    let dir = outer.path().join("data");
+    std::fs::create_dir(&dir).expect("made by hand");
+    let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).expect("readable");
+    std::fs::write(dir.join("flows.db"), "").expect("written");
+    let open = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(dir.join("flows.db"), open).expect("readable");
+    let address = free();
+    let listen = address.to_string();
+    let mut child = program(&dir, &["--listen", &listen])
+        .spawn()
+        .expect("it starts");
+    eventually("it answers", async || TcpStream::connect(address).ok()).await;
+    let modes = [
+        "",
+        "state.db",
+        "state.db-wal",
+        "flows.db",
+        "flows.db-wal",
+        "lock",
+    ]
+    .map(|name| mode(&dir.join(name)));
+    child.kill().expect("killed");
+    let output = child.wait_with_output().expect("ended");
+    assert_eq!(modes, [0o700, 0o600, 0o600, 0o600, 0o600, 0o600]);
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        log.contains("the controller answers") && !log.contains('\x1b'),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_directory_that_everybody_uses_is_left_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("of-another"), "").expect("written");
+    let shared = std::fs::Permissions::from_mode(0o1777);
+    std::fs::set_permissions(dir.path(), shared).expect("shared");
+    let output = run(dir.path(), &["run"]);
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && log.contains("of its own"),
+        "{log}"
+    );
+    let mode = std::fs::metadata(dir.path())
+        .expect("there")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o7777, 0o1777);
 }
