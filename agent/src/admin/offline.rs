@@ -47,7 +47,7 @@ pub fn confirm(pin_dir: &Path, state_dir: &Path) -> Result<u64, OfflineError> {
     kernel.exchange(word, ActiveWord::committed(word.generation(), word.slot()))?;
     let store = Store::open(state_dir)?;
     match store.intent() {
-        Some(intent) if intent.generation == word.generation() => {
+        Some(intent) if intent.is_in(word) => {
             store.set_good(&intent.stored)?;
             store.clear_intent()?;
             Ok(intent.stored.snapshot.revision)

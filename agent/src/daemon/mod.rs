@@ -319,7 +319,8 @@ impl Host {
     /// by it, and its events must find their names.
     #[must_use]
     pub fn names(&self) -> Arc<Names> {
-        let engine = self.engine();
+        let mut engine = self.engine();
+        engine.refresh_names();
         let newest = engine
             .generations()
             .last_key_value()

@@ -111,11 +111,12 @@ impl Status {
     pub fn offline(kernel: &OfflineKernel, store: Option<&Store>) -> Result<Self, KernelError> {
         let mut status = Self::of_kernel(kernel)?;
         status.flows = kernel.flow_count()?;
-        let (generation, _, fell) = kernel.word().effective(clock::boot_ns() / 1_000_000_000);
+        let word = kernel.word();
+        let (_, _, fell) = word.effective(clock::boot_ns() / 1_000_000_000);
         if let Some(store) = store {
             let intent = store
                 .intent()
-                .filter(|intent| intent.generation == generation && !fell)
+                .filter(|intent| !fell && intent.is_in(word))
                 .map(|intent| intent.stored);
             if let Some(stored) = intent.or_else(|| store.good().ok().flatten()) {
                 status.revision = stored.snapshot.revision;

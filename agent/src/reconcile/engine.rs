@@ -26,6 +26,8 @@ pub struct Engine<S, C = SystemClock> {
     boot_id: String,
     clocks: Clocks,
     behind: bool,
+    /// The clocks moved and the expiries in the kernel are still computed by the old ones.
+    stale: bool,
     failsafes: Vec<Failsafe>,
     good: Option<Stored>,
     intent: Option<Intent>,
@@ -35,6 +37,7 @@ pub struct Engine<S, C = SystemClock> {
 }
 
 const NAMES_KEPT: usize = 16;
+const NAMES_CARRIED: u32 = 8;
 
 impl<S: Slots, C: Clock> Engine<S, C> {
     /// Takes over what is in the kernel and on disk. Activates nothing yet: see [`Self::start`].
@@ -66,6 +69,7 @@ impl<S: Slots, C: Clock> Engine<S, C> {
             limits,
             clocks,
             behind,
+            stale: false,
             failsafes: Vec::new(),
             good: None,
             intent: store.intent(),
@@ -94,7 +98,11 @@ impl<S: Slots, C: Clock> Engine<S, C> {
             return Ok(Found::Adopted);
         }
         // Generations and deadlines of another boot mean nothing; an unconfirmed change is given up.
-        if self.intent.take().is_some() {
+        if let Some(intent) = self.intent.take() {
+            if intent.deadline.is_some() {
+                // Nobody confirmed it, and a boot is no confirmation.
+                self.store.set_rejected(Some(&intent.stored.digest))?;
+            }
             self.store.clear_intent()?;
         }
         let (stored, found) = match good {
@@ -139,10 +147,11 @@ impl<S: Slots, C: Clock> Engine<S, C> {
     }
 
     fn take_over(&mut self, word: ActiveWord) -> Result<(), ApplyError> {
-        let intent = self.intent.take().filter(|intent| {
-            intent.boot_id == self.boot_id && intent.generation == word.generation()
-        });
-        let Some(intent) = intent else {
+        let intent = self
+            .intent
+            .take()
+            .filter(|intent| intent.boot_id == self.boot_id && intent.is_in(word));
+        let Some(mut intent) = intent else {
             self.store.clear_intent()?;
             let digest = self.good.as_ref().map(|good| good.digest.clone());
             self.active = Some(Active {
@@ -172,12 +181,14 @@ impl<S: Slots, C: Clock> Engine<S, C> {
                 word = pending;
             }
         }
+        let activated = intent.generation;
         self.set_active(&intent.stored, word);
+        self.carry_names(activated);
         if word.is_pending() {
-            self.intent = Some(Intent {
-                held: false,
-                ..intent
-            });
+            intent.held = false;
+            intent.generation = word.generation();
+            self.store.set_intent(&intent)?;
+            self.intent = Some(intent);
             self.settle()?;
         } else {
             // The write that activates happened, the one that remembers did not.
@@ -234,7 +245,7 @@ impl<S: Slots, C: Clock> Engine<S, C> {
             urgent,
             fallback,
         } = push;
-        let word = self.slots.word();
+        let mut word = self.slots.word();
         let active = self.active.as_ref().ok_or(ApplyError::NotArmed)?;
         if snapshot.revision < active.revision() {
             return Err(ApplyError::Stale {
@@ -262,18 +273,33 @@ impl<S: Slots, C: Clock> Engine<S, C> {
             None if urgent && word.is_pending() && fallback.is_some() => Some(word.deadline()),
             None => None,
         };
-        let intent = Intent {
+        if word.is_pending() {
+            let intent = self.intent_over(word, stored, deadline);
+            return self.replace_pending(word, intent, fallback);
+        }
+        if deadline.is_some()
+            && let Some(fallback) = fallback.map(Stored::new)
+            && fallback.digest != active.digest
+        {
+            // What the kernel falls back to may know more than what is active (an isolation): it is made final
+            // first, whatever its revision.
+            let intent = self.intent_over(word, fallback, None);
+            self.replace_final(word, intent)?;
+            word = self.slots.word();
+        }
+        let intent = self.intent_over(word, stored, deadline);
+        self.replace_final(word, intent)
+    }
+
+    /// A change that is to follow what the word says.
+    fn intent_over(&self, word: ActiveWord, stored: Stored, deadline: Option<u64>) -> Intent {
+        Intent {
             generation: word.generation() + 2,
             slot: word.slot() ^ 1,
             deadline,
             boot_id: self.boot_id.clone(),
             held: false,
             stored,
-        };
-        if word.is_pending() {
-            self.replace_pending(word, intent, fallback)
-        } else {
-            self.replace_final(word, intent)
         }
     }
 
@@ -334,6 +360,13 @@ impl<S: Slots, C: Clock> Engine<S, C> {
             return Err(error.into());
         }
         let first = word_of(&intent, None);
+        // Before the change is remembered: whoever finds it after a crash refills the fall-back slot from this.
+        if intent.deadline.is_some()
+            && let Some(good) = &good
+        {
+            self.store.set_good(good)?;
+            self.good = Some(good.clone());
+        }
         self.store.set_intent(&Intent {
             held: intent.deadline.is_some(),
             ..intent.clone()
@@ -347,12 +380,6 @@ impl<S: Slots, C: Clock> Engine<S, C> {
                 .fill(intent.slot ^ 1, &plan::content(&good.snapshot, &time))?;
             next = word_of(&intent, intent.deadline);
             self.slots.exchange(first, next)?;
-        }
-        if let Some(good) = good
-            && next.is_pending()
-        {
-            self.store.set_good(&good)?;
-            self.good = Some(good);
         }
         self.finish(intent, next)
     }
@@ -372,7 +399,9 @@ impl<S: Slots, C: Clock> Engine<S, C> {
         );
         self.set_active(&intent.stored, word);
         self.fell_back_from = 0;
-        self.store.set_rejected(None)?;
+        if self.store.rejected().as_ref() == Some(&intent.stored.digest) {
+            self.store.set_rejected(None)?;
+        }
         if word.is_pending() {
             self.store.set_intent(&intent)?;
             self.intent = Some(intent);
@@ -425,8 +454,13 @@ impl<S: Slots, C: Clock> Engine<S, C> {
     /// When the kernel or the state directory refuses.
     pub fn tick(&mut self) -> Result<Vec<Notice>, ApplyError> {
         let mut notices: Vec<Notice> = self.settle()?.into_iter().collect();
-        if self.read_clocks()? && self.reload()? {
-            notices.push(Notice::ClockMoved);
+        self.stale |= self.read_clocks()?;
+        // Not while a change waits: the other slot is its fall-back. Afterwards, whichever of them counts then.
+        if self.stale && !self.slots.word().is_pending() {
+            if self.reload()? {
+                notices.push(Notice::ClockMoved);
+            }
+            self.stale = false;
         }
         Ok(notices)
     }
@@ -436,25 +470,17 @@ impl<S: Slots, C: Clock> Engine<S, C> {
         let word = self.slots.word();
         let (generation, slot, fell) = word.effective(self.clock.boot_ns() / 1_000_000_000);
         if !fell {
-            // The operator's panic switch moves the generation on.
-            if let Some(active) = &mut self.active
-                && active.generation != word.generation()
-            {
-                active.generation = word.generation();
-                if let Some(intent) = &mut self.intent {
-                    intent.generation = word.generation();
-                    self.store.set_intent(intent)?;
-                }
-                self.remember_names();
-            }
+            self.follow_generation(word)?;
             return Ok(None);
         }
         let settled = ActiveWord::committed(generation, slot);
-        self.slots.exchange(word, settled)?;
-        let from = self.active.as_ref().map_or(0, Active::revision);
-        if let Some(intent) = self.intent.take() {
+        // First: a crash after the word says "final" must not forget that nobody confirmed.
+        if let Some(intent) = &self.intent {
             self.store.set_rejected(Some(&intent.stored.digest))?;
         }
+        self.slots.exchange(word, settled)?;
+        let from = self.active.as_ref().map_or(0, Active::revision);
+        self.intent = None;
         self.store.clear_intent()?;
         match self.good.clone() {
             Some(good) => self.set_active(&good, settled),
@@ -475,6 +501,49 @@ impl<S: Slots, C: Clock> Engine<S, C> {
             to, generation, "nobody confirmed: the kernel fell back"
         );
         Ok(Some(Notice::FellBack { from, to }))
+    }
+
+    /// The operator's panic switch moves the generation on, under the same content.
+    fn follow_generation(&mut self, word: ActiveWord) -> Result<(), ApplyError> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        if active.generation == word.generation() {
+            return Ok(());
+        }
+        let known = std::mem::replace(&mut active.generation, word.generation());
+        self.carry_names(known);
+        if let Some(intent) = &mut self.intent {
+            intent.generation = word.generation();
+            self.store.set_intent(intent)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the generations since `known` the names of the active content: the panic switch may have been thrown
+    /// more than once since somebody looked, and flows were judged under each.
+    fn carry_names(&mut self, known: u32) {
+        let Some(active) = &self.active else {
+            return;
+        };
+        if let Some(snapshot) = active.snapshot.clone() {
+            let newest = active.generation;
+            let moves = newest.wrapping_sub(known) / 2;
+            for back in (1..moves.min(NAMES_CARRIED)).rev() {
+                self.names
+                    .insert(newest.wrapping_sub(2 * back), Arc::clone(&snapshot));
+            }
+        }
+        self.remember_names();
+    }
+
+    /// Names for what the word says now, without waiting for the next [`Self::tick`].
+    pub fn refresh_names(&mut self) {
+        let word = self.slots.word();
+        let (_, _, fell) = word.effective(self.clock.boot_ns() / 1_000_000_000);
+        if !fell && let Err(error) = self.follow_generation(word) {
+            warn!(%error, "the generation is not remembered");
+        }
     }
 
     /// True when expiries must be computed again.
@@ -505,7 +574,7 @@ impl<S: Slots, C: Clock> Engine<S, C> {
         else {
             return Ok(false);
         };
-        if word.is_pending() || snapshot.rules.iter().all(|rule| rule.expires.is_none()) {
+        if snapshot.rules.iter().all(|rule| rule.expires.is_none()) {
             return Ok(false);
         }
         let content = plan::content(&snapshot, &self.timebase());

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use policy::snapshot::AddressBinding;
+use policy::snapshot::{AddressBinding, CellVerdict, PortPrefix, RuleCell};
 
 use super::change::*;
 use super::engine::Engine;
@@ -21,6 +21,8 @@ struct FakeState {
     word: Cell<u64>,
     slots: RefCell<[Option<Content>; 2]>,
     fail_fill: Cell<bool>,
+    fail_exchange: Cell<bool>,
+    step: Cell<i64>,
     now: Cell<u64>,
     fills: RefCell<Vec<(u32, u64)>>,
 }
@@ -34,6 +36,9 @@ impl Slots for Fake {
     }
 
     fn exchange(&self, old: ActiveWord, new: ActiveWord) -> Result<(), KernelError> {
+        if self.0.fail_exchange.get() {
+            return Err(KernelError::NoObject);
+        }
         if self.0.word.get() != old.0 {
             return Err(KernelError::Raced {
                 expected: old.generation(),
@@ -77,7 +82,7 @@ impl Clock for Fake {
     }
 
     fn utc_ns(&self) -> i64 {
-        1_700_000_000_000_000_000 + i64::try_from(self.boot_ns()).expect("time")
+        1_700_000_000_000_000_000 + self.0.step.get() + i64::try_from(self.boot_ns()).expect("time")
     }
 }
 
@@ -402,4 +407,193 @@ fn a_crash_between_the_write_and_its_record_is_put_right() {
         6
     );
     assert_eq!(again.active().expect("active").revision(), 6);
+}
+
+fn good(engine: &Engine<Fake, Fake>) -> Snapshot {
+    let good = engine.store().good().expect("good").expect("some");
+    good.snapshot
+}
+
+#[test]
+fn a_reboot_remembers_that_nobody_confirmed() {
+    let host = Host::new();
+    let mut engine = host.armed();
+    engine.apply(Push::now(snapshot(5, 3))).expect("apply");
+    engine.apply(pending(6, 4)).expect("apply");
+    drop(engine);
+    host.fake.0.word.set(0);
+    *host.fake.0.slots.borrow_mut() = [None, None];
+    let mut rebooted = host.engine_of_boot("boot-2");
+    assert_eq!(rebooted.start(&endpoints()).expect("start"), Found::Fresh);
+    assert_eq!(host.enforced(), 3);
+    let digest = Some(hex::encode(snapshot(6, 4).digest()));
+    assert_eq!(rebooted.store().rejected(), digest);
+    // The same content for other addresses does not forget it; the change itself, made again, does.
+    rebooted.apply(Push::now(snapshot(6, 5))).expect("apply");
+    assert_eq!(rebooted.store().rejected(), digest);
+    rebooted.apply(Push::now(snapshot(7, 4))).expect("apply");
+    assert_eq!(rebooted.store().rejected(), None);
+}
+
+#[test]
+fn a_fall_back_is_remembered_before_the_word_says_so() {
+    let host = Host::new();
+    let mut engine = host.armed();
+    engine.apply(Push::now(snapshot(5, 3))).expect("apply");
+    engine.apply(pending(6, 4)).expect("apply");
+    host.fake.0.now.set(1000);
+    host.fake.0.fail_exchange.set(true);
+    engine.tick().expect_err("the process dies here");
+    assert_eq!(
+        engine.store().rejected(),
+        Some(hex::encode(snapshot(6, 4).digest()))
+    );
+    host.fake.0.fail_exchange.set(false);
+    assert_eq!(
+        engine.tick().expect("tick"),
+        vec![Notice::FellBack { from: 6, to: 5 }]
+    );
+}
+
+#[test]
+fn the_fall_back_that_comes_with_a_change_is_made_final_first() {
+    for (urgent, revision) in [(true, 7), (false, 7), (false, 4)] {
+        let host = Host::new();
+        let mut engine = host.armed();
+        engine.apply(Push::now(snapshot(5, 3))).expect("apply");
+        // Revision 6 (policy, to be confirmed) was overtaken by the isolation 7 before it was sent.
+        let push = Push {
+            urgent,
+            fallback: Some(snapshot(revision, 8)),
+            ..pending(7, 9)
+        };
+        let applied = engine.apply(push).expect("apply");
+        assert_eq!((applied.revision, applied.deadline), (7, Some(160)));
+        assert_eq!(host.enforced(), 9);
+        assert_eq!(good(&engine).addresses.len(), 8);
+        host.fake.0.now.set(900);
+        assert_eq!(host.enforced(), 8, "the fall-back holds the isolation");
+        assert_eq!(
+            engine.tick().expect("tick"),
+            vec![Notice::FellBack {
+                from: 7,
+                to: revision
+            }]
+        );
+    }
+}
+
+#[test]
+fn the_fall_back_that_comes_with_a_change_replaces_that_of_a_waiting_one() {
+    let host = Host::new();
+    let mut engine = host.armed();
+    engine.apply(Push::now(snapshot(5, 3))).expect("apply");
+    engine.apply(pending(6, 4)).expect("apply");
+    let push = Push {
+        fallback: Some(snapshot(7, 8)),
+        ..pending(7, 9)
+    };
+    engine.apply(push).expect("apply");
+    host.fake.0.now.set(900);
+    assert_eq!(host.enforced(), 8, "the fall-back holds the isolation");
+}
+
+#[test]
+fn a_fall_back_that_is_active_already_is_not_activated_again() {
+    let host = Host::new();
+    let mut engine = host.armed();
+    let before = engine.apply(Push::now(snapshot(5, 3))).expect("apply");
+    let push = Push {
+        fallback: Some(snapshot(4, 3)),
+        ..pending(7, 9)
+    };
+    let applied = engine.apply(push).expect("apply");
+    assert_eq!(applied.generation, before.generation + 2);
+    host.fake.0.now.set(900);
+    assert_eq!(host.enforced(), 3);
+}
+
+/// What the panic switch does to the word, with or without an agent.
+fn throw_panic(host: &Host) {
+    host.fake.0.word.set(host.fake.0.word.get() + (2 << 32));
+}
+
+#[test]
+fn an_offline_panic_during_a_waiting_change_keeps_it_confirmable() {
+    let host = Host::new();
+    let mut engine = host.armed();
+    engine.apply(Push::now(snapshot(5, 3))).expect("apply");
+    engine.apply(pending(6, 4)).expect("apply");
+    drop(engine);
+    throw_panic(&host);
+    throw_panic(&host);
+    let mut again = host.engine();
+    again.start(&endpoints()).expect("start");
+    assert_eq!(again.active().expect("active").revision(), 6);
+    again.confirm(0).expect("confirm");
+    assert_eq!(good(&again).revision, 6);
+}
+
+#[test]
+fn the_panic_switch_does_not_lose_the_names() {
+    let host = Host::new();
+    let mut engine = host.armed();
+    let applied = engine.apply(Push::now(snapshot(5, 3))).expect("apply");
+    throw_panic(&host);
+    throw_panic(&host);
+    engine.refresh_names();
+    let known = |engine: &Engine<Fake, Fake>, generation| {
+        engine
+            .generations()
+            .get(&generation)
+            .map(|snapshot| snapshot.revision)
+    };
+    for moved in [0, 2, 4] {
+        assert_eq!(known(&engine, applied.generation + moved), Some(5));
+    }
+    drop(engine);
+    throw_panic(&host);
+    let mut again = host.engine();
+    again.start(&endpoints()).expect("start");
+    for moved in [0, 2, 4, 6] {
+        assert_eq!(known(&again, applied.generation + moved), Some(5));
+    }
+}
+
+#[test]
+fn a_clock_that_moves_while_a_change_waits_is_caught_up_with_afterwards() {
+    let host = Host::new();
+    let mut engine = host.armed();
+    let allow = CellVerdict {
+        allow: true,
+        rule: 3,
+        reason: 0,
+    };
+    let expiring = |revision, addresses| Snapshot {
+        rules: vec![RuleCell {
+            class: 1,
+            ports: PortPrefix::ANY,
+            enforced: allow,
+            draft: allow,
+            expires: Some(1_800_000_000_000_000_000),
+            after: None,
+            mode_enforced: true,
+            keep: false,
+            audit: false,
+            hard: false,
+        }],
+        ..snapshot(revision, addresses)
+    };
+    engine.apply(Push::now(expiring(5, 3))).expect("apply");
+    let push = Push {
+        confirm_within: Some(Duration::from_secs(60)),
+        ..Push::now(expiring(6, 4))
+    };
+    engine.apply(push).expect("apply");
+    host.fake.0.step.set(3_600_000_000_000);
+    assert_eq!(engine.tick().expect("tick"), vec![]);
+    engine.confirm(0).expect("confirm");
+    assert_eq!(engine.tick().expect("tick"), vec![Notice::ClockMoved]);
+    assert_eq!(host.enforced(), 4);
+    assert_eq!(engine.tick().expect("tick"), vec![], "once");
 }

@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use datapath::abi::ActiveWord;
 use nix::fcntl::{Flock, FlockArg};
 use policy::snapshot::{RuleName, Snapshot};
 use serde::de::DeserializeOwned;
@@ -86,6 +87,17 @@ pub struct Intent {
     /// The word says "final" only because the fall-back slot is being refilled: a crash in between must
     /// not make the change final.
     pub held: bool,
+}
+
+impl Intent {
+    /// Whether the word selects this content. The panic switch moves the generation on, by two and in place.
+    #[must_use]
+    pub const fn is_in(&self, word: ActiveWord) -> bool {
+        let generation = word.generation();
+        word.slot() == self.slot
+            && generation >= self.generation
+            && (generation - self.generation).is_multiple_of(2)
+    }
 }
 
 /// What is remembered of the clocks.
