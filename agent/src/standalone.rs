@@ -15,6 +15,7 @@ use policy::problems::Problems;
 use policy::snapshot::{Endpoint, Snapshot};
 use policy::source::Source;
 use policy::world::Workload;
+use sha2::{Digest, Sha256};
 
 use crate::config::Config;
 
@@ -149,6 +150,24 @@ pub fn snapshot(
         },
         &mut IdentityAllocator::default(),
     )?)
+}
+
+/// SHA-256, hex, of everything that makes the policy of this host but its addresses and the time.
+#[must_use]
+pub fn digest(config: &Config, sources: &[Source]) -> String {
+    let mut hasher = Sha256::new();
+    let mut part = |text: &str| {
+        hasher.update((text.len() as u64).to_be_bytes());
+        hasher.update(text);
+    };
+    let workload = &config.workload;
+    part(&workload.name());
+    part(&format!("{:?} {:?}", workload.namespace, workload.labels));
+    part(&format!("{:?} {:?}", config.managed_networks, config.mode));
+    for source in sources {
+        part(&source.text);
+    }
+    hex::encode(hasher.finalize())
 }
 
 fn own_workload(config: &Config, addresses: &BTreeSet<IpAddr>) -> Workload {

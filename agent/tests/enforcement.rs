@@ -195,6 +195,132 @@ fn an_unconfirmed_change_falls_back_without_the_agent() {
 }
 
 #[test]
+fn a_change_that_nobody_confirmed_is_not_made_final_by_a_fresh_start() {
+    let Some(mut lab) =
+        Lab::new("a_change_that_nobody_confirmed_is_not_made_final_by_a_fresh_start")
+    else {
+        return;
+    };
+    lab.allow(&[5432]);
+    let before = lab.start();
+    let _open = lab.listen(5432);
+    lab.allow(&[]);
+    lab.verb(&["apply", "--confirm-within", "600s"]);
+    assert!(lab.connect(lab.v4(), 5432).is_err());
+    lab.kill();
+    let done = std::process::Command::new("ip")
+        .args(["-n", &lab.host, "addr", "add", "10.66.0.77/24", "dev", "h0"])
+        .output()
+        .expect("ip");
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(
+        lab.start()["pending"],
+        true,
+        "another address is no confirmation"
+    );
+    // Nothing is pinned afterwards, as after a boot.
+    lab.verb(&["detach", "--leave", "open"]);
+    lab.wait("the agent lets go", |lab| !lab.pin().join("v1").exists());
+    lab.kill();
+    let after = lab.start();
+    assert_eq!(after["revision"], before["revision"]);
+    assert!(
+        after["last_error"]
+            .as_str()
+            .is_some_and(|text| text.contains("nobody confirmed")),
+        "{}",
+        after["last_error"]
+    );
+    assert!(lab.connect(lab.v4(), 5432).is_ok());
+}
+
+#[test]
+fn apply_without_changes_waits_for_nobody() {
+    let Some(mut lab) = Lab::new("apply_without_changes_waits_for_nobody") else {
+        return;
+    };
+    lab.allow(&[5432]);
+    let before = lab.start();
+    let same = lab.verb(&["apply", "--confirm-within", "60s"]);
+    assert_eq!(same["falls_back_in"], serde_json::Value::Null);
+    assert_eq!(same["generation"], before["generation"]);
+    lab.allow(&[5432, 22]);
+    let waiting = lab.verb(&["apply", "--confirm-within", "60s"]);
+    let again = lab.verb(&["apply", "--confirm-within", "600s"]);
+    assert_eq!(again["generation"], waiting["generation"]);
+    assert!(
+        again["falls_back_in"]
+            .as_u64()
+            .is_some_and(|left| left <= 60)
+    );
+    let done = lab.verb(&["apply", "--now"]);
+    assert_eq!(done["falls_back_in"], serde_json::Value::Null);
+    assert_eq!(done["revision"], waiting["revision"]);
+    let status = lab.verb(&["status"]);
+    assert_eq!(status["pending"], false);
+    assert_eq!(status["standalone"], true);
+}
+
+#[test]
+fn explain_says_panic_and_still_names_the_rule() {
+    let Some(mut lab) = Lab::new("explain_says_panic_and_still_names_the_rule") else {
+        return;
+    };
+    lab.allow(&[5432]);
+    lab.start();
+    for mode in ["open", "close", "off"] {
+        lab.verb(&["panic", mode]);
+        let explained = lab.verb(&["explain", "web-1", "self", "22"]);
+        assert_eq!(explained["panic"], mode);
+        let text = explained["text"].as_str().unwrap_or_default();
+        assert_eq!(
+            text.contains(&format!("PANIC {mode}")),
+            mode != "off",
+            "{text}"
+        );
+        assert!(
+            explained["ends"][0]["rule"]
+                .as_str()
+                .is_some_and(|rule| rule.starts_with("standard/db/ingress")),
+            "{explained}"
+        );
+    }
+}
+
+#[test]
+fn arming_knows_who_began_even_if_the_other_end_speaks() {
+    let Some(mut lab) = Lab::new("arming_knows_who_began_even_if_the_other_end_speaks") else {
+        return;
+    };
+    let open = lab.listen(5432);
+    let mut session = lab.session(&open, lab.v4());
+    assert!(session.works());
+    lab.allow(&[5432]);
+    let mut speaker = session.server.try_clone().expect("clone");
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = std::sync::Arc::clone(&stop);
+    let thread = std::thread::spawn(move || {
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            let _ = std::io::Write::write(&mut speaker, b"x");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    });
+    lab.start();
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    thread.join().expect("speaker");
+    lab.wait("the flow is recorded", |lab| {
+        lab.records()
+            .iter()
+            .any(|record| record["responder_port"] == 5432 && record["denial"] == false)
+    });
+    let turned = lab
+        .records()
+        .iter()
+        .any(|record| record["initiator_port"] == 5432);
+    assert!(!turned, "the server was taken for the client");
+}
+
+#[test]
 fn the_panic_switch_works_with_and_without_the_agent() {
     let Some(mut lab) = Lab::new("the_panic_switch_works_with_and_without_the_agent") else {
         return;

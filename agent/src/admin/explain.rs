@@ -72,6 +72,8 @@ pub struct Explanation {
     pub port: u16,
     /// Revision that was asked.
     pub revision: u64,
+    /// The panic switch: `off`, `open` or `close`. Policy decides only when it is off.
+    pub panic: &'static str,
     /// The ends that are this host's.
     pub ends: Vec<End>,
     /// For a person.
@@ -154,6 +156,11 @@ pub fn explain(
         protocol,
         port,
         revision: snapshot.revision,
+        panic: host
+            .kernel
+            .panic()
+            .map_err(|error| Box::new(error.into()))?
+            .name(),
         ends,
         text: String::new(),
     };
@@ -230,6 +237,7 @@ fn text(explanation: &Explanation) -> String {
         protocol,
         port,
         revision,
+        panic,
         ends,
         text: _,
     } = explanation;
@@ -240,6 +248,13 @@ fn text(explanation: &Explanation) -> String {
         "{from} -> {to} {} port {port}, by revision {revision}",
         policy::ports::protocol_name(*protocol)
     );
+    match *panic {
+        "open" => out.push_str("  PANIC open: everything passes, whatever is said below\n"),
+        "close" => {
+            out.push_str("  PANIC close: only failsafes pass, whatever is said below\n");
+        }
+        _ => {}
+    }
     for end in ends {
         let verdict = if end.allow { "PASS" } else { "DROP" };
         let _ = writeln!(

@@ -160,7 +160,7 @@ fn blocking(host: &Host, request: Request) -> Answer {
             let within = (!within.is_zero()).then_some(within);
             let applied = host
                 .read_policy()
-                .and_then(|policy| Ok(host.apply_local(policy, within)?));
+                .and_then(|policy| Ok(host.apply_asked(policy, within)?));
             match applied {
                 Err(error) => {
                     host.report_error(&error);

@@ -49,7 +49,8 @@ pub(super) fn status(config: &Config, output: Output) -> anyhow::Result<()> {
                 .exists()
                 .then(|| Store::open(&config.state_dir))
                 .transpose()?;
-            let status = Status::offline(&kernel, store.as_ref())?;
+            let mut status = Status::offline(&kernel, store.as_ref())?;
+            status.standalone = config.controller.endpoints.is_empty();
             serde_json::to_value(&status)?
         }
     };

@@ -38,6 +38,18 @@ pub struct Seeded {
     pub tolerated: Vec<Tolerated>,
 }
 
+impl Seeded {
+    /// With a second look, after the hooks were in place: what the first one made is known to it.
+    #[must_use]
+    pub fn then(self, second: Self) -> Self {
+        Self {
+            adopted: self.adopted + second.adopted,
+            known: second.known.saturating_sub(self.adopted),
+            tolerated: second.tolerated,
+        }
+    }
+}
+
 enum Entry {
     V4(Key4, Box<Flow4>),
     V6(Key6, Box<Flow6>),

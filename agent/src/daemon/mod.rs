@@ -203,9 +203,13 @@ impl Host {
         self.refresh_failsafes()?;
         if self.config.policy_dir.is_some() {
             match self.read_policy() {
-                Ok(policy) if self.was_rejected(&policy.snapshot) => self.report_error(
+                Ok(policy) if self.was_rejected(&policy) => self.report_error(
                     &"the policy files hold a change that nobody confirmed; `cofferdam-agent apply` tries it again",
                 ),
+                // It goes on waiting, also if this host has other addresses by now.
+                Ok(policy) if self.is_waiting(&policy) => {
+                    lock(&self.sources).waiting = Some(policy.sources);
+                }
                 Ok(policy) => {
                     self.apply_local(policy, None)?;
                 }
@@ -216,9 +220,16 @@ impl Host {
                 Err(error) => self.report_error(&error),
             }
         }
+        // Before the first packet too: of a connection that it does not know, a hook takes whoever happens to speak
+        // first for the initiator.
+        let before = if self.kernel.word().is_learning() {
+            self.seed()?
+        } else {
+            adopt::Seeded::default()
+        };
         self.attach_devices()?;
         if self.kernel.word().is_learning() {
-            let seeded = self.seed()?;
+            let seeded = before.then(self.seed()?);
             info!(
                 adopted = seeded.adopted,
                 known = seeded.known,
@@ -242,9 +253,26 @@ impl Host {
         Ok(())
     }
 
-    fn was_rejected(&self, snapshot: &Snapshot) -> bool {
-        let digest = hex::encode(snapshot.digest());
-        self.engine().store().rejected() == Some(digest)
+    fn is_waiting(&self, policy: &LocalPolicy) -> bool {
+        let engine = self.engine();
+        self.kernel.word().is_pending()
+            && engine.store().tried().is_some_and(|(content, sources)| {
+                engine
+                    .active()
+                    .is_some_and(|active| active.digest == content)
+                    && sources == standalone::digest(&self.config, &policy.sources)
+            })
+    }
+
+    fn was_rejected(&self, policy: &LocalPolicy) -> bool {
+        let engine = self.engine();
+        let Some(rejected) = engine.store().rejected() else {
+            return false;
+        };
+        rejected == hex::encode(policy.snapshot.digest())
+            || engine.store().tried().is_some_and(|(content, sources)| {
+                content == rejected && sources == standalone::digest(&self.config, &policy.sources)
+            })
     }
 
     fn seed(&self) -> Result<adopt::Seeded, HostError> {
@@ -417,6 +445,37 @@ impl Host {
         Ok(LocalPolicy { sources, snapshot })
     }
 
+    /// What an operator asked for with `apply`. Content that is enforced already gets no deadline, one that waits
+    /// keeps its own, and asked for without a deadline it is confirmed.
+    ///
+    /// # Errors
+    /// When it is refused or fails; the old content stays.
+    pub fn apply_asked(
+        &self,
+        policy: LocalPolicy,
+        confirm_within: Option<Duration>,
+    ) -> Result<Applied, ApplyError> {
+        let same = self.engine().active().is_some_and(|active| {
+            active.digest == hex::encode(policy.snapshot.digest())
+                && active.revision() == policy.snapshot.revision
+        });
+        if !same {
+            return self.apply_local(policy, confirm_within);
+        }
+        let word = self.kernel.word();
+        if !word.is_pending() {
+            return self.apply_local(policy, None);
+        }
+        if confirm_within.is_none() {
+            self.confirm(policy.snapshot.revision)?;
+            return self.apply_local(policy, None);
+        }
+        // About to fall back: then it is a change like any other.
+        let now = clock::boot_ns() / 1_000_000_000;
+        let waits = word.deadline() > now + 1;
+        self.apply_local(policy, confirm_within.filter(|_| !waits))
+    }
+
     /// Makes a compiled policy directory what is enforced.
     ///
     /// # Errors
@@ -426,10 +485,25 @@ impl Host {
         policy: LocalPolicy,
         confirm_within: Option<Duration>,
     ) -> Result<Applied, ApplyError> {
+        let digest = standalone::digest(&self.config, &policy.sources);
+        if confirm_within.is_some() {
+            let content = hex::encode(policy.snapshot.digest());
+            self.engine().store().set_tried(&content, &digest)?;
+        }
         let applied = self.apply(Push {
             confirm_within,
             ..Push::now(policy.snapshot)
         })?;
+        if applied.deadline.is_none() {
+            let engine = self.engine();
+            if engine
+                .store()
+                .tried()
+                .is_some_and(|(_, tried)| tried == digest)
+            {
+                engine.store().set_rejected(None)?;
+            }
+        }
         let mut sources = lock(&self.sources);
         if applied.deadline.is_some() {
             sources.waiting = Some(policy.sources);

@@ -43,6 +43,8 @@ pub struct Status {
     pub fell_back_from: u64,
     /// The stream to the controller is up.
     pub controller: bool,
+    /// No controller is configured: policy comes from files.
+    pub standalone: bool,
     /// Armed devices.
     pub devices: Vec<Attached>,
     /// Visible failsafes.
@@ -91,6 +93,7 @@ impl Status {
         status.failsafes = engine.failsafes().to_vec();
         status.clock_behind = engine.clock_behind();
         drop(engine);
+        status.standalone = host.config.controller.endpoints.is_empty();
         status.controller = host.counters.connected.load(Ordering::Relaxed);
         status.devices = host.attached();
         status.adopted = host.seeded();
@@ -247,7 +250,9 @@ impl Status {
         );
         line(
             "controller",
-            if flag("controller") {
+            if flag("standalone") {
+                "none (standalone)"
+            } else if flag("controller") {
                 "connected"
             } else {
                 "not connected"
@@ -303,5 +308,23 @@ impl Status {
             line("last error", word("last_error").to_owned());
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Status;
+
+    #[test]
+    fn an_agent_without_a_controller_is_not_said_to_miss_it() {
+        let text = |standalone| {
+            let status = Status {
+                standalone,
+                ..Status::default()
+            };
+            Status::text_of(&serde_json::to_value(&status).expect("json"))
+        };
+        assert!(text(true).contains("controller   none (standalone)\n"));
+        assert!(text(false).contains("controller   not connected\n"));
     }
 }

@@ -26,9 +26,36 @@ struct Said {
 /// An entry that is over and whose last record was made: to be deleted once that record is spooled.
 #[derive(Clone, Copy, Debug)]
 enum Finished {
-    V4(Key4, u64),
-    V6(Key6, u64),
-    Deny(DenyKey, u64),
+    V4(Key4, Seen),
+    V6(Key6, Seen),
+    Deny(DenyKey, Seen),
+}
+
+/// What tells whether an entry is still the one that a record was made of. A new flow under the same key may
+/// have as many packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    packets: u64,
+    sequence: u64,
+    first: u64,
+}
+
+impl Seen {
+    fn flow(view: &FlowView) -> Self {
+        Self {
+            packets: packets(view),
+            sequence: u64::from(view.sequence),
+            first: u64::from(view.first),
+        }
+    }
+
+    fn denial(value: &DenyValue) -> Self {
+        Self {
+            packets: value.packets,
+            sequence: 0,
+            first: u64::from(value.first),
+        }
+    }
 }
 
 /// What one pass over the tables gave.
@@ -176,13 +203,13 @@ impl Collector {
         kernel.flows4.for_each(|key: Key4, flow: Flow4| {
             let view = FlowView::of4(&flow);
             if self.flow(&mut pass, &names, clock, now_ns, &view) {
-                pass.finished.push(Finished::V4(key, packets(&view)));
+                pass.finished.push(Finished::V4(key, Seen::flow(&view)));
             }
         })?;
         kernel.flows6.for_each(|key: Key6, flow: Flow6| {
             let view = FlowView::of6(&flow);
             if self.flow(&mut pass, &names, clock, now_ns, &view) {
-                pass.finished.push(Finished::V6(key, packets(&view)));
+                pass.finished.push(Finished::V6(key, Seen::flow(&view)));
             }
         })?;
         kernel.denies.for_each(|key: DenyKey, value: DenyValue| {
@@ -304,7 +331,8 @@ impl Collector {
             },
         );
         if idle {
-            pass.finished.push(Finished::Deny(*key, value.packets));
+            pass.finished
+                .push(Finished::Deny(*key, Seen::denial(value)));
         }
     }
 
@@ -317,16 +345,16 @@ impl Collector {
         let mut deleted = 0;
         for finished in &pass.finished {
             let gone = match finished {
-                Finished::V4(key, total) => kernel
+                Finished::V4(key, seen) => kernel
                     .flows4
-                    .take_if(key, |flow| packets(&FlowView::of4(flow)) == *total)?,
-                Finished::V6(key, total) => kernel
+                    .take_if(key, |flow| Seen::flow(&FlowView::of4(flow)) == *seen)?,
+                Finished::V6(key, seen) => kernel
                     .flows6
-                    .take_if(key, |flow| packets(&FlowView::of6(flow)) == *total)?,
-                Finished::Deny(key, total) => {
+                    .take_if(key, |flow| Seen::flow(&FlowView::of6(flow)) == *seen)?,
+                Finished::Deny(key, seen) => {
                     let gone = kernel
                         .denies
-                        .take_if(key, |value| value.packets == *total)?;
+                        .take_if(key, |value| Seen::denial(value) == *seen)?;
                     if gone {
                         self.denied.remove(key);
                     }
@@ -477,6 +505,30 @@ mod tests {
             (vec![(uid, true)], true),
             "idle"
         );
+    }
+
+    #[test]
+    fn another_flow_with_as_many_packets_is_not_the_one_that_was_recorded() {
+        let old = view(3);
+        let mut same = view(3);
+        same.last += 5;
+        assert_eq!(Seen::flow(&old), Seen::flow(&same));
+        let mut next = view(3);
+        next.sequence += 1;
+        assert_ne!(Seen::flow(&old), Seen::flow(&next));
+        let mut later = view(3);
+        later.first += 1;
+        assert_ne!(Seen::flow(&old), Seen::flow(&later));
+        let denied = DenyValue {
+            packets: 3,
+            first: 50,
+            ..DenyValue::default()
+        };
+        let anew = DenyValue {
+            first: 51,
+            ..denied
+        };
+        assert_ne!(Seen::denial(&denied), Seen::denial(&anew));
     }
 
     #[test]

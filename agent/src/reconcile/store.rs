@@ -230,6 +230,21 @@ impl Store {
         }
     }
 
+    /// The change that waited last for a confirmation: digests of its content, and of what it was compiled from
+    /// (the content alone changes with the host's own addresses).
+    #[must_use]
+    pub fn tried(&self) -> Option<(String, String)> {
+        self.read("tried.json").ok().flatten()
+    }
+
+    /// Remembers it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_tried(&self, content: &str, sources: &str) -> Result<(), StoreError> {
+        self.write("tried.json", &(content, sources))
+    }
+
     /// Makes this process the only agent of the directory, for as long as the answer lives.
     ///
     /// # Errors
