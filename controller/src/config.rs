@@ -105,6 +105,8 @@ pub struct Limits {
     pub rules: usize,
     /// Filter cells.
     pub filters: usize,
+    /// Addresses that one agent may claim.
+    pub workload_addresses: usize,
 }
 
 /// The log.
@@ -179,6 +181,7 @@ impl Default for Limits {
             classes: 65_536,
             rules: 262_144,
             filters: 65_536,
+            workload_addresses: 256,
         }
     }
 }

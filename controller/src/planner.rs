@@ -108,10 +108,17 @@ fn agents(state: &State) -> impl Iterator<Item = (&String, &WorkloadRecord)> {
     state.workloads.iter().filter(|(_, record)| !record.revoked)
 }
 
-/// Compiles for every agent, or says which agent's tables do not hold it.
-///
-/// # Errors
-/// When a snapshot does not fit.
+/// What planning comes to. Agents do not wait for each other.
+#[derive(Clone, Debug, Default)]
+pub struct Plans {
+    /// Who has room.
+    pub fit: Plan,
+    /// Who has not, and why.
+    pub unfit: BTreeMap<String, PlanError>,
+}
+
+/// Compiles for every agent, and says which agents' tables do not hold it.
+#[must_use]
 pub fn plan(
     state: &State,
     policies: &PolicySet,
@@ -119,9 +126,9 @@ pub fn plan(
     identities: &mut IdentityAllocator,
     revision: u64,
     at: OffsetDateTime,
-) -> Result<Plan, PlanError> {
+) -> Plans {
     let world = world(state, policies, settings);
-    let mut plan = Plan::new();
+    let mut plans = Plans::default();
     for (name, _) in agents(state) {
         let host = [HostWorkload {
             name: name.clone(),
@@ -136,13 +143,19 @@ pub fn plan(
             limits: settings.limits,
             label_keys: &[],
         };
-        let snapshot = compile(&input, identities).map_err(|source| PlanError {
-            workload: name.clone(),
-            source,
-        })?;
-        plan.insert(name.clone(), Arc::new(snapshot));
+        match compile(&input, identities) {
+            Ok(snapshot) => {
+                plans.fit.insert(name.clone(), Arc::new(snapshot));
+            }
+            Err(source) => {
+                let workload = name.clone();
+                plans
+                    .unfit
+                    .insert(name.clone(), PlanError { workload, source });
+            }
+        }
     }
-    Ok(plan)
+    plans
 }
 
 /// Whether a flow that passes under `before` is dropped under `after`, on any agent of both.

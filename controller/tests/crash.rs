@@ -3,7 +3,8 @@
 
 mod common;
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead as _, BufReader};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -314,8 +315,8 @@ fn its_configuration_is_checked() {
     );
 }
 
-#[tokio::test]
-async fn run_by_hand_it_keeps_its_data_to_itself_and_its_log_plain() {
+#[test]
+fn run_by_hand_it_keeps_its_data_to_itself_and_its_log_plain() {
     use std::os::unix::fs::PermissionsExt as _;
     let outer = tempfile::tempdir().expect("a directory");
     let dir = outer.path().join("data");
@@ -330,7 +331,12 @@ async fn run_by_hand_it_keeps_its_data_to_itself_and_its_log_plain() {
     let mut child = program(&dir, &["--listen", &listen])
         .spawn()
         .expect("it starts");
-    eventually("it answers", async || TcpStream::connect(address).ok()).await;
+    let mut log = String::new();
+    let mut lines = BufReader::new(child.stderr.take().expect("a pipe"));
+    while !log.contains("the controller answers") {
+        let read = lines.read_line(&mut log).expect("a log");
+        assert!(read > 0, "it ended: {log}");
+    }
     let modes = [
         "",
         "state.db",
@@ -341,13 +347,9 @@ async fn run_by_hand_it_keeps_its_data_to_itself_and_its_log_plain() {
     ]
     .map(|name| mode(&dir.join(name)));
     child.kill().expect("killed");
-    let output = child.wait_with_output().expect("ended");
+    child.wait().expect("ended");
     assert_eq!(modes, [0o700, 0o600, 0o600, 0o600, 0o600, 0o600]);
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        log.contains("the controller answers") && !log.contains('\x1b'),
-        "{log}"
-    );
+    assert!(!log.contains('\x1b'), "{log}");
 }
 
 #[test]

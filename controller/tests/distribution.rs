@@ -511,3 +511,89 @@ async fn explain_and_watch_answer() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_host_that_a_policy_does_not_fit_stops_no_other() {
+    let lab = Lab::with(|config| config.limits.rules = 8).await;
+    let (address, operator) = (lab.controller.address, lab.operator().await);
+    let web = Agent::join(address, &operator, "web", &["10.1.0.1"], &[("app", "web")]).await;
+    let obeys = web.obey();
+    verified(&operator, "web").await;
+    let ports: Vec<_> = (1..40)
+        .map(|n| format!("{{protocol: tcp, port: {}}}", n * 3))
+        .collect();
+    let wide = allow(1).replace("{protocol: tcp, port: 1}", &ports.join(", "));
+    // Fits all that there are; then comes one that it does not fit.
+    let applied = operator.apply(&wide).await;
+    assert_eq!(applied.problems, []);
+    let db = Agent::join(address, &operator, "db", &["10.1.0.2"], &[("app", "db")]).await;
+    let db_obeys = db.obey();
+    let told = eventually("it is told why", async || {
+        Some(info(&operator, "db").await).filter(|info| !info.last_error.is_empty())
+    })
+    .await;
+    assert!(told.last_error.contains("hold 8"), "{told:?}");
+    assert!(!told.digest_matches, "nothing was proved: {told:?}");
+    let isolate = v1::IsolateRequest {
+        options: options(),
+        workload: "db".into(),
+        wait_milliseconds: 10_000,
+        ..v1::IsolateRequest::default()
+    };
+    let mut responses = v1::responses_client::ResponsesClient::new(operator.channel.clone());
+    let answer = responses.isolate(isolate).await.expect("isolated");
+    let answer = answer.into_inner();
+    assert_eq!(
+        (answer.agents_affected, answer.agents_verified),
+        (2, 1),
+        "{answer:?}"
+    );
+    assert_eq!(answer.not_verified, ["db"]);
+    // Changes for others go on; one that makes a further host not fit is refused whole.
+    let other = operator.apply(ENFORCE).await;
+    assert_eq!(other.problems, []);
+    let refused = operator
+        .apply(&wide.replace("subject: {app: db}", "subject: {app: web}"))
+        .await;
+    assert!(refused.problems[0].message.contains("web"), "{refused:?}");
+    // As soon as it fits, it is sent.
+    operator.apply(&allow(5432)).await;
+    let fine = verified(&operator, "db").await;
+    assert_eq!(fine.last_error, "");
+    obeys.abort();
+    db_obeys.abort();
+}
+
+#[tokio::test]
+async fn an_isolation_that_is_not_planned_in_time_is_not_complete() {
+    use controller::state::{WorkloadRecord, key, put};
+    let lab = Lab::new().await;
+    let operator = lab.operator().await;
+    let mut change = lab.controller.core.change().await;
+    for n in 0..300u32 {
+        let address = std::net::Ipv4Addr::from(0x0a01_0000 + n).into();
+        let record = WorkloadRecord {
+            labels: std::iter::once(("n".into(), n.to_string())).collect(),
+            scope: vec![ipnet::IpNet::from(address)],
+            addresses: vec![address],
+            hostname: String::new(),
+            enrolment: 1,
+            revoked: false,
+            enrolled_at: 0,
+        };
+        change.op(put(format!("{}w{n}", key::WORKLOAD), &record));
+    }
+    change.commit().await.expect("written");
+    let isolate = v1::IsolateRequest {
+        options: options(),
+        workload: "w0".into(),
+        wait_milliseconds: 1,
+        ..v1::IsolateRequest::default()
+    };
+    let mut responses = v1::responses_client::ResponsesClient::new(operator.channel.clone());
+    let answer = responses.isolate(isolate).await.expect("isolated");
+    let answer = answer.into_inner();
+    assert_eq!((answer.agents_affected, answer.agents_verified), (300, 0));
+    assert_eq!(answer.not_verified.len(), 300);
+    assert!(answer.not_verified[0].contains("not planned"), "{answer:?}");
+}

@@ -50,7 +50,9 @@ fn settings() -> Settings {
 
 fn plan(state: &State, policies: &PolicySet, identities: &mut IdentityAllocator) -> Plan {
     let at = OffsetDateTime::UNIX_EPOCH;
-    planner::plan(state, policies, &settings(), identities, state.revision, at).expect("a plan")
+    let plans = planner::plan(state, policies, &settings(), identities, state.revision, at);
+    assert_eq!(plans.unfit, BTreeMap::new());
+    plans.fit
 }
 
 #[test]

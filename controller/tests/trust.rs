@@ -397,3 +397,135 @@ async fn an_older_enrolment_does_not_come_back_with_its_used_token() {
         .await
         .expect("the newest is told again");
 }
+
+#[tokio::test]
+async fn who_claims_too_many_addresses_is_refused_and_stops_nobody() {
+    let lab = Lab::with(|config| {
+        config.limits.addresses = 50;
+        config.limits.workload_addresses = 40;
+    })
+    .await;
+    let (address, operator) = (lab.controller.address, lab.operator().await);
+    let good = Agent::join(address, &operator, "good", &["10.2.0.0"], &[]).await;
+    let obeys = good.obey();
+    let many = |count| {
+        (0..count)
+            .map(|n| format!("10.1.0.{n}"))
+            .collect::<Vec<_>>()
+    };
+    let token = operator.token("evil", &["10.1.0.0/24"], &[]).await;
+    let claim = many(41);
+    let claim: Vec<&str> = claim.iter().map(String::as_str).collect();
+    let (request, key) = csr();
+    let greedy = enroll(address, &operator.ca, &token, &request, &claim)
+        .await
+        .expect_err("refused");
+    assert_eq!(greedy.code(), Code::PermissionDenied);
+    assert!(greedy.message().contains("41") && greedy.message().contains("40"));
+    let enrolled = enroll(address, &operator.ca, &token, &request, &claim[..1])
+        .await
+        .expect("enrolled");
+    let (cert, key) = (pem(&enrolled.certificate_chain_der[0]), key.serialize_pem());
+    let mut evil = Agent {
+        name: "evil".into(),
+        channel: channel(address, &operator.ca, Some((&cert, &key))).await,
+        cert,
+        key,
+        ..good.clone()
+    };
+    // More than one may have; and, with others that have theirs, more than everybody's tables hold.
+    for (count, limit, others) in [(41, "workload_addresses", 0), (40, "limits.addresses", 15)] {
+        let name = format!("other-{others}");
+        let prefix: Vec<String> = (0..others).map(|n| format!("10.3.0.{n}")).collect();
+        let prefix: Vec<&str> = prefix.iter().map(String::as_str).collect();
+        if others > 0 {
+            Agent::join(address, &operator, &name, &prefix, &[]).await;
+        }
+        evil.addresses = many(count);
+        let mut session = evil.sync(evil.hello(0, &[])).await.expect("a stream");
+        let told = session.next().await.expect("a word");
+        assert!(
+            matches!(&told, v1::controller_message::Message::Refused(why) if why.contains(limit)),
+            "{told:?}"
+        );
+        let seen = status(&operator.channel).await.expect("a status").agents;
+        let row = seen.iter().find(|agent| agent.workload == "evil");
+        assert!(row.is_some_and(|agent| agent.last_error.contains(limit)));
+    }
+    let isolate = v1::IsolateRequest {
+        options: options(),
+        workload: "evil".into(),
+        wait_milliseconds: 5_000,
+        ..v1::IsolateRequest::default()
+    };
+    let mut responses = v1::responses_client::ResponsesClient::new(operator.channel.clone());
+    let answer = responses
+        .isolate(isolate)
+        .await
+        .expect("isolated")
+        .into_inner();
+    assert_eq!(answer.agents_verified, 1, "{answer:?}");
+    obeys.abort();
+}
+
+#[tokio::test]
+async fn the_revoked_and_the_refused_are_seen_and_hold_nobody_up() {
+    let lab = Lab::new().await;
+    let (address, operator) = (lab.controller.address, lab.operator().await);
+    let row = async |name: &str| {
+        let agents = status(&operator.channel).await.expect("a status").agents;
+        agents.into_iter().find(|agent| agent.workload == name)
+    };
+    // What `status --wait` asks of everybody.
+    let counts = |agent: &v1::AgentInfo| {
+        agent.digest_matches && agent.verified_revision >= agent.desired_revision
+    };
+    // Not covered: seen before the workload was ever in.
+    let token = operator.token("web", &["10.1.0.1"], &[]).await;
+    let foreign = enroll(address, &operator.ca, &token, &csr().0, &["10.9.0.1"]).await;
+    assert_eq!(code(foreign), Code::PermissionDenied);
+    let seen = row("web").await.expect("listed");
+    assert!(
+        seen.last_error
+            .contains("does not cover the address 10.9.0.1")
+    );
+    assert!(!counts(&seen), "nobody is no fleet: {seen:?}");
+    // In: forgotten. The token again, by somebody else.
+    enroll(address, &operator.ca, &token, &csr().0, &["10.1.0.1"])
+        .await
+        .expect("enrolled");
+    assert_eq!(row("web").await.expect("listed").last_error, "");
+    let used = enroll(address, &operator.ca, &token, &csr().0, &["10.1.0.1"]).await;
+    assert_eq!(code(used), Code::Unauthenticated);
+    let seen = row("web").await.expect("listed");
+    assert_eq!(seen.last_error, "enrolment refused: the token was used");
+    // Who guesses at the secret writes nothing there.
+    let (id, _) = token.split_once('.').expect("two parts");
+    let db = operator.token("db", &["10.1.0.2"], &[]).await;
+    let (db_id, _) = db.split_once('.').expect("two parts");
+    for id in [id, db_id] {
+        let forged = format!("{id}.{}", "A".repeat(43));
+        let forged = enroll(address, &operator.ca, &forged, &csr().0, &[]).await;
+        assert_eq!(code(forged), Code::Unauthenticated);
+    }
+    assert!(row("db").await.is_none());
+
+    let db = lab.agent("db", "10.1.0.2").await;
+    let obeys = db.obey();
+    let request = v1::RevokeAgentRequest {
+        options: options(),
+        workload: "web".into(),
+    };
+    InventoryClient::new(operator.channel.clone())
+        .revoke_agent(request)
+        .await
+        .expect("revoked");
+    let agents = eventually("all of the fleet have it", async || {
+        let agents = status(&operator.channel).await.expect("a status").agents;
+        agents.iter().all(counts).then_some(agents)
+    })
+    .await;
+    assert_eq!(agents.len(), 2);
+    assert!(agents[1].last_error.starts_with("revoked") && !agents[1].connected);
+    obeys.abort();
+}

@@ -13,7 +13,7 @@ use tonic::Status;
 
 use crate::clock;
 use crate::core::{Change, Core, CoreError, Texts};
-use crate::planner::{self, Plan, PlanError, Settings};
+use crate::planner::{self, PlanError, Settings};
 use crate::state::{
     self, Content, ContentRef, HistoryRecord, ObjectKey, ObjectRecord, Objects, PendingRecord,
     State, key,
@@ -184,9 +184,14 @@ pub(super) async fn impact(
         let mut plan = |policies: &PolicySet| {
             planner::plan(&state, policies, &settings, &mut identities, 0, at)
         };
-        let after: Plan = plan(&after)?;
-        // What holds now may no longer fit, by an agent too many: then everything is new.
-        let before = plan(&state.policies).unwrap_or_default();
+        let mut after = plan(&after);
+        // What does not fit already, by a workload too many, keeps nobody else from changes.
+        let before = plan(&state.policies);
+        (after.unfit).retain(|name, _| !before.unfit.contains_key(name));
+        if let Some((_, error)) = after.unfit.pop_first() {
+            return Err(error);
+        }
+        let (before, after) = (before.fit, after.fit);
         let affected = after
             .iter()
             .filter(|(name, snapshot)| {

@@ -3,7 +3,7 @@
 use proto::v1::enrollment_server::Enrollment;
 use proto::{convert, v1};
 use sha2::{Digest as _, Sha256};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::Api;
 use crate::auth::{Identity, Peer, Token, TokenParts};
@@ -26,6 +26,7 @@ impl Enrollment for Api {
         match enroll(&self.core, &request).await {
             Ok(response) => Ok(Response::new(response)),
             Err(refusal) => {
+                note(&self.core, &request.token, &refusal);
                 (self.core)
                     .audit_refusal(
                         &remote,
@@ -38,6 +39,28 @@ impl Enrollment for Api {
             }
         }
     }
+}
+
+/// Tells operators why a workload does not join. Only who has its token's secret is heard.
+fn note(core: &Core, text: &str, refusal: &Status) {
+    let state = core.state();
+    let Some(parts) = TokenParts::parse(text) else {
+        return;
+    };
+    let Some(token) =
+        (state.tokens.get(&parts.id)).filter(|token| token.secret_sha256 == parts.hash())
+    else {
+        return;
+    };
+    let reason = if token.expires <= clock::now_ns() {
+        "the token has expired"
+    } else if refusal.code() == Code::Unauthenticated {
+        "the token was used"
+    } else {
+        refusal.message()
+    };
+    let reason = format!("enrolment refused: {reason}");
+    core.hub.refuse(&token.workload, Some(reason));
 }
 
 async fn enroll(core: &Core, request: &v1::EnrollRequest) -> Result<v1::EnrollResponse, Status> {
@@ -63,8 +86,15 @@ async fn enroll(core: &Core, request: &v1::EnrollRequest) -> Result<v1::EnrollRe
     if token.used_by.is_some() && !repeated {
         return Err(no_token());
     }
-    may_claim(&change.state, &token.workload, &token.scope, &addresses)
-        .map_err(Status::permission_denied)?;
+    let limits = &core.config.limits;
+    may_claim(
+        &change.state,
+        limits,
+        &token.workload,
+        &token.scope,
+        &addresses,
+    )
+    .map_err(Status::permission_denied)?;
     let enrolment = known.as_ref().map_or(0, |known| known.enrolment) + u32::from(!repeated);
     let identity = Identity::Agent(token.workload.clone());
     let issued = core
@@ -109,6 +139,7 @@ async fn enroll(core: &Core, request: &v1::EnrollRequest) -> Result<v1::EnrollRe
         let uri = identity.uri(&core.config.trust_domain);
         change.audit(&uri, "agent.enroll", &token.workload, &detail);
         change.commit().await?;
+        core.hub.refuse(&token.workload, None);
         tracing::info!(
             workload = token.workload,
             hostname = request.hostname,

@@ -152,8 +152,9 @@ impl Api {
             loop {
                 changes.mark_unchanged();
                 // Who is away cannot answer: waiting for it would only delay those who look.
-                let away_only = concerned(&self.core, answer.revision)
-                    .all(|(_, agent)| agent.verified >= answer.revision || !agent.connected);
+                let away_only = concerned(&self.core, answer.revision).all(|(_, agent)| {
+                    agent.verified >= answer.revision || !agent.connected || !agent.unfit.is_empty()
+                });
                 if away_only || changes.changed().await.is_err() {
                     return;
                 }
@@ -161,6 +162,16 @@ impl Api {
         };
         // Not all in time: the answer says who.
         let _late = tokio::time::timeout(wait, all).await;
+        if *self.core.hub.follow_planned().borrow() < answer.revision {
+            // Whom it concerns is not known yet: nobody has proved anything.
+            let state = self.core.state();
+            answer.not_verified = (state.workloads.iter())
+                .filter(|(_, record)| !record.revoked)
+                .map(|(name, _)| format!("{name} (not planned yet)"))
+                .collect();
+            answer.agents_affected = u32::try_from(answer.not_verified.len()).unwrap_or(u32::MAX);
+            return Ok(Response::new(answer));
+        }
         for (name, agent) in concerned(&self.core, answer.revision) {
             answer.agents_affected += 1;
             if let Some(sent) = agent.sent_at.filter(|_| agent.sent >= answer.revision) {
@@ -168,7 +179,7 @@ impl Api {
             }
             match agent
                 .verified_at
-                .filter(|_| agent.verified >= answer.revision)
+                .filter(|_| agent.verified >= answer.revision && agent.unfit.is_empty())
             {
                 Some(verified) => {
                     answer.agents_verified += 1;
@@ -181,11 +192,11 @@ impl Api {
     }
 }
 
-/// Agents whose content a revision changed.
+/// Agents whose content a revision changed, or would have if it fitted.
 fn concerned(
     core: &Core,
     revision: u64,
 ) -> impl Iterator<Item = (String, crate::distribute::AgentState)> {
     let agents = core.hub.agents().into_iter();
-    agents.filter(move |(_, agent)| agent.desired >= revision)
+    agents.filter(move |(_, agent)| agent.desired >= revision || !agent.unfit.is_empty())
 }

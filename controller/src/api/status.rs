@@ -7,6 +7,7 @@ use proto::{convert, v1};
 use tonic::{Request, Response, Status};
 
 use super::{Answers, Api, inventory};
+use crate::distribute::AgentState;
 
 /// A watcher hears of changes at most so often.
 const PACE: Duration = Duration::from_millis(20);
@@ -58,8 +59,13 @@ impl Api {
         // revision cannot take agents for converged that have not even been told of it.
         let planned = *self.core.hub.follow_planned().borrow();
         let known = self.core.hub.agents();
-        let agents = state.workloads.keys().map(|workload| {
+        let mut refused = self.core.hub.refused();
+        let agents = state.workloads.iter().map(|(workload, record)| {
             let agent = known.get(workload).cloned().unwrap_or_default();
+            let refused = refused.remove(workload).unwrap_or_default();
+            if record.revoked {
+                return out(workload, &agent, &["revoked", &refused]);
+            }
             v1::AgentInfo {
                 workload: workload.clone(),
                 hostname: agent.hostname,
@@ -69,18 +75,51 @@ impl Api {
                 desired_revision: agent.desired,
                 applied_revision: agent.applied,
                 verified_revision: agent.verified,
-                digest_matches: agent.digest_matches,
-                last_error: agent.last_error,
+                // What it should have now nobody could work out.
+                digest_matches: agent.digest_matches && agent.unfit.is_empty(),
+                last_error: join(&[&agent.unfit, &agent.last_error, &refused]),
                 pending: agent.pending,
                 last_seen: (agent.last_seen > 0).then(|| convert::from_unix_ns(agent.last_seen)),
                 losses: agent.losses,
                 mode: v1::Mode::from(inventory::mode_of(&self.core, workload)).into(),
             }
         });
+        let mut agents: Vec<v1::AgentInfo> = agents.collect();
+        // Who has never got in.
+        let stranger = AgentState::default();
+        agents
+            .extend((refused.iter()).map(|(workload, reason)| out(workload, &stranger, &[reason])));
+        // Those who are out do not hold up who waits for the fleet; alone they are not a fleet.
+        if !state.workloads.values().any(|record| !record.revoked) {
+            for agent in &mut agents {
+                agent.digest_matches = false;
+            }
+        }
         v1::GetStatusResponse {
             revision: state.revision.min(planned),
-            agents: agents.collect(),
+            agents,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
+}
+
+/// Who may not speak: nothing is desired of it, and so nothing is missing.
+fn out(workload: &str, agent: &AgentState, reasons: &[&str]) -> v1::AgentInfo {
+    v1::AgentInfo {
+        workload: workload.to_owned(),
+        hostname: agent.hostname.clone(),
+        version: agent.version.clone(),
+        kernel: agent.kernel.clone(),
+        digest_matches: true,
+        last_error: join(reasons),
+        last_seen: (agent.last_seen > 0).then(|| convert::from_unix_ns(agent.last_seen)),
+        ..v1::AgentInfo::default()
+    }
+}
+
+fn join(reasons: &[&str]) -> String {
+    let said: Vec<&str> = (reasons.iter().copied())
+        .filter(|reason| !reason.is_empty())
+        .collect();
+    said.join("; ")
 }

@@ -56,6 +56,8 @@ pub struct AgentState {
     pub verified: Revision,
     /// The digest of what it has is the digest of what it should have.
     pub digest_matches: bool,
+    /// Why there is no content for it at the newest revision: it keeps what it should have had.
+    pub unfit: String,
     /// Why the last push failed.
     pub last_error: String,
     /// What it has waits for a confirmation.
@@ -95,6 +97,8 @@ pub struct Hub {
     slots: Mutex<BTreeMap<String, Slot>>,
     changed: watch::Sender<u64>,
     planned: watch::Sender<Revision>,
+    /// Why workloads do not get in, by workload.
+    refused: Mutex<BTreeMap<String, String>>,
 }
 
 impl Default for Hub {
@@ -103,6 +107,7 @@ impl Default for Hub {
             slots: Mutex::default(),
             changed: watch::Sender::new(0),
             planned: watch::Sender::new(0),
+            refused: Mutex::default(),
         }
     }
 }
@@ -149,19 +154,54 @@ impl Hub {
         self.planned.subscribe()
     }
 
-    /// Sets what agents should have, and forgets agents that no longer exist.
-    pub(crate) fn desire(&self, desired: BTreeMap<String, Desired>, revision: Revision) {
+    /// Notes why a workload does not get in, or that it did.
+    pub(crate) fn refuse(&self, workload: &str, reason: Option<String>) {
+        let changed = {
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            match reason {
+                Some(reason) => {
+                    refused.insert(workload.to_owned(), reason.clone()).as_ref() != Some(&reason)
+                }
+                None => refused.remove(workload).is_some(),
+            }
+        };
+        if changed {
+            self.touch();
+        }
+    }
+
+    /// Why workloads do not get in, by workload.
+    #[must_use]
+    pub fn refused(&self) -> BTreeMap<String, String> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.clone()
+    }
+
+    /// Sets what agents should have, and forgets agents that no longer exist. Those that `unfit`
+    /// names, with the reason, keep what they should have had, unless `desired` says otherwise.
+    pub(crate) fn desire(
+        &self,
+        desired: BTreeMap<String, Desired>,
+        mut unfit: BTreeMap<String, String>,
+        revision: Revision,
+    ) {
         {
             let mut slots = self.slots();
+            for name in unfit.keys() {
+                slots.entry(name.clone()).or_default();
+            }
             for (name, slot) in slots.iter_mut() {
-                if !desired.contains_key(name) {
+                slot.state.unfit = unfit.remove(name).unwrap_or_default();
+                if !desired.contains_key(name) && slot.state.unfit.is_empty() {
                     slot.desired.send_replace(None);
                     if let Some((_, session)) = &slot.session {
                         session.cancel();
                     }
                 }
             }
-            slots.retain(|name, slot| desired.contains_key(name) || slot.state.connected);
+            slots.retain(|name, slot| {
+                desired.contains_key(name) || slot.state.connected || !slot.state.unfit.is_empty()
+            });
             for (name, desired) in desired {
                 let slot = slots.entry(name).or_default();
                 slot.state.desired = desired.revision;

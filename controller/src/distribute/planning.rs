@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::Desired;
 use crate::clock;
 use crate::core::{Core, CoreError};
-use crate::planner::{self, Plan, PlanError, Settings};
+use crate::planner::{self, Plans, Settings};
 use crate::state::{self, State, key};
 use crate::store::Op;
 
@@ -30,8 +30,7 @@ pub async fn follow(core: Arc<Core>, stop: CancellationToken) {
         }
         last = None;
         if let Err(error) = replan(&core, &state).await {
-            // The apply was checked, so that this is a mistake or an agent too many. Everybody keeps
-            // what they have.
+            // Everybody keeps what they have.
             tracing::error!(%error, revision = state.revision, "no snapshots");
         } else {
             last = Some(state);
@@ -42,16 +41,14 @@ pub async fn follow(core: Arc<Core>, stop: CancellationToken) {
 #[derive(Debug, thiserror::Error)]
 enum ReplanError {
     #[error(transparent)]
-    Plan(#[from] PlanError),
-    #[error(transparent)]
     Core(#[from] CoreError),
     #[error("compiling was cut short")]
     Cut,
 }
 
 struct Planned {
-    now: Plan,
-    fallback: Option<Plan>,
+    now: Plans,
+    fallback: Option<Plans>,
     identities: IdentityAllocator,
 }
 
@@ -60,7 +57,7 @@ async fn replan(core: &Arc<Core>, state: &Arc<State>) -> Result<(), ReplanError>
     let settings = Settings::from(&core.config);
     let work = {
         let state = state.clone();
-        move || -> Result<Planned, PlanError> {
+        move || -> Planned {
             let at = OffsetDateTime::now_utc();
             let mut identities = (*state.identities).clone();
             let mut plan = |policies: &_| {
@@ -73,28 +70,60 @@ async fn replan(core: &Arc<Core>, state: &Arc<State>) -> Result<(), ReplanError>
                     at,
                 )
             };
-            let now = plan(&state.policies)?;
-            let fallback = state.previous.as_deref().map(&mut plan).transpose()?;
-            Ok(Planned {
+            let now = plan(&state.policies);
+            let fallback = state.previous.as_deref().map(&mut plan);
+            Planned {
                 now,
                 fallback,
                 identities,
-            })
+            }
         }
     };
     let planned = tokio::task::spawn_blocking(work)
         .await
-        .map_err(|_| ReplanError::Cut)??;
+        .map_err(|_| ReplanError::Cut)?;
     // Numbers are durable before anybody hears them.
     if planned.identities != *state.identities {
         let mut change = core.change().await;
         change.op(state::put(key::IDENTITIES.to_owned(), &planned.identities));
         change.commit().await?;
     }
+    // Every apply was checked: what does not fit is a workload too many. The others do not wait for
+    // those that it does not fit, and without its fallback nothing unconfirmed is sent.
+    let without_fallback = planned.fallback.iter().flat_map(|plans| &plans.unfit);
+    let unfit: BTreeMap<String, String> = (without_fallback.chain(&planned.now.unfit))
+        .map(|(name, error)| (name.clone(), error.source.to_string()))
+        .collect();
     let mut desired = BTreeMap::new();
-    for (name, snapshot) in planned.now {
+    for (name, reason) in &unfit {
+        tracing::error!(
+            workload = name,
+            reason,
+            revision = state.revision,
+            "no snapshot"
+        );
+        let Some(before) = core.hub.desired(name) else {
+            continue;
+        };
+        // What it should have was confirmed; anything else would have changed the policy.
+        if before.deadline.is_some()
+            && state.pending.is_none()
+            && state.policy_revision <= before.revision
+        {
+            let confirmed = Desired {
+                fallback: None,
+                deadline: None,
+                ..(*before).clone()
+            };
+            desired.insert(name.clone(), confirmed);
+        }
+    }
+    for (name, snapshot) in planned.now.fit {
+        if unfit.contains_key(&name) {
+            continue;
+        }
         let digest = snapshot.digest();
-        let fallback = (planned.fallback.as_ref()).and_then(|plan| plan.get(&name).cloned());
+        let fallback = (planned.fallback.as_ref()).and_then(|plans| plans.fit.get(&name).cloned());
         // Whom a change does not concern keeps the old revision, and has nothing to confirm.
         let concerned = fallback
             .as_ref()
@@ -122,7 +151,7 @@ async fn replan(core: &Arc<Core>, state: &Arc<State>) -> Result<(), ReplanError>
             },
         );
     }
-    core.hub.desire(desired, state.revision);
+    core.hub.desire(desired, unfit, state.revision);
     core.metrics
         .plan_seconds
         .observe(begun.elapsed().as_secs_f64());

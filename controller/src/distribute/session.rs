@@ -1,5 +1,6 @@
 //! One connected agent: hello, pushes, answers.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,7 @@ use tonic::Status;
 use super::Desired;
 use crate::auth::Caller;
 use crate::clock;
+use crate::config::Limits;
 use crate::core::Core;
 use crate::state::{self, key};
 
@@ -116,12 +118,14 @@ impl Session {
             ));
         }
         if let Err(reason) = self.claim(&addresses, &hello.hostname).await? {
+            (self.core.hub).refuse(&self.workload, Some(format!("refused: {reason}")));
             (self.core)
                 .audit_refusal(&self.caller.uri, "agent.hello", &self.workload, &reason)
                 .await;
             self.send(Down::Refused(reason.clone())).await?;
             return Err(Status::permission_denied(reason));
         }
+        self.core.hub.refuse(&self.workload, None);
         // The claim may have changed what the agent should have.
         let revision = self.core.state().revision;
         let planned =
@@ -199,7 +203,14 @@ impl Session {
         let Some(known) = change.state.workloads.get(&self.workload) else {
             return Err(Status::unauthenticated("the workload is not known"));
         };
-        if let Err(reason) = may_claim(&change.state, &self.workload, &known.scope, addresses) {
+        let limits = &self.core.config.limits;
+        if let Err(reason) = may_claim(
+            &change.state,
+            limits,
+            &self.workload,
+            &known.scope,
+            addresses,
+        ) {
             return Ok(Err(reason));
         }
         let mut sorted: Vec<IpAddr> = addresses.iter().map(IpAddr::to_canonical).collect();
@@ -418,16 +429,38 @@ fn push(desired: &Desired, nonce: u64, urgent: bool) -> v1::SnapshotPush {
     }
 }
 
-/// Whether an agent may claim addresses: all of its token's, none of another workload.
+/// Whether an agent may claim addresses: all of its token's, none of another workload, and no more
+/// than the tables of everybody hold.
 ///
 /// # Errors
 /// The reason why not.
 pub fn may_claim(
     state: &state::State,
+    limits: &Limits,
     workload: &str,
     scope: &[ipnet::IpNet],
     addresses: &[IpAddr],
 ) -> Result<(), String> {
+    let claimed: BTreeSet<IpAddr> = addresses.iter().map(IpAddr::to_canonical).collect();
+    let most = limits.workload_addresses;
+    if claimed.len() > most {
+        return Err(format!(
+            "{workload} claims {} addresses, one workload may have {most} (limits.workload_addresses)",
+            claimed.len()
+        ));
+    }
+    let own = (state.owners.values())
+        .filter(|owner| *owner == workload)
+        .count();
+    let all = state.owners.len() - own + claimed.len();
+    // Every agent knows every address: one claim too many would be too much for all of them.
+    if claimed.len() > own && all > limits.addresses {
+        return Err(format!(
+            "with the {} addresses of {workload} there would be {all}, every host's tables hold {} (limits.addresses)",
+            claimed.len(),
+            limits.addresses
+        ));
+    }
     for address in addresses {
         let address = address.to_canonical();
         if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
