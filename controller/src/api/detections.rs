@@ -19,14 +19,10 @@ impl Detections for Api {
         let size = page_size(request.page_size);
         let listed = self.core.flows.findings(before, size).await;
         let listed = listed.map_err(|error| sql_status(&error))?;
-        let full = listed.len() >= usize::try_from(size).unwrap_or(usize::MAX);
-        let next = listed
-            .last()
-            .filter(|_| full)
-            .map(|(position, _)| position.to_string());
+        let (findings, next_page_token) = super::page_of(listed, size);
         Ok(Response::new(v1::ListFindingsResponse {
-            findings: listed.into_iter().map(|(_, finding)| finding).collect(),
-            next_page_token: next.unwrap_or_default(),
+            findings,
+            next_page_token,
         }))
     }
 

@@ -24,14 +24,10 @@ impl Flows for Api {
             .list(filter(request.filter)?, before, size)
             .await;
         let listed = listed.map_err(|error| sql_status(&error))?;
-        let full = listed.len() >= usize::try_from(size).unwrap_or(usize::MAX);
-        let next = listed
-            .last()
-            .filter(|_| full)
-            .map(|(position, _)| position.to_string());
+        let (flows, next_page_token) = super::page_of(listed, size);
         Ok(Response::new(v1::ListFlowsResponse {
-            flows: listed.into_iter().map(|(_, record)| record).collect(),
-            next_page_token: next.unwrap_or_default(),
+            flows,
+            next_page_token,
         }))
     }
 

@@ -183,3 +183,16 @@ fn expect(
     }
     Ok(())
 }
+
+/// The items of a page, and the token of the next one: the last position, or empty when the page is not full.
+fn page_of<P: ToString, T>(listed: Vec<(P, T)>, size: impl TryInto<usize>) -> (Vec<T>, String) {
+    let full = listed.len() >= size.try_into().unwrap_or(usize::MAX);
+    let next = listed
+        .last()
+        .filter(|_| full)
+        .map(|(position, _)| position.to_string());
+    (
+        listed.into_iter().map(|(_, item)| item).collect(),
+        next.unwrap_or_default(),
+    )
+}

@@ -1,4 +1,4 @@
-//! The independent count: tcpdump on the wire, added up from the packets' own headers.
+//! The independent count: tcpdump on a host's own device, added up from the packets' own headers.
 //!
 //! File format: the classic libpcap one (draft-ietf-opsawg-pcap), in this machine's byte order, Ethernet.
 
