@@ -207,6 +207,10 @@ pub struct Packet<A> {
     pub protocol: u8,
     /// TCP flags, else 0.
     pub tcp_flags: u8,
+    /// TCP sequence number in host order, else 0.
+    pub seq: u32,
+    /// TCP acknowledgment number in host order (meaningless without ACK), else 0.
+    pub ack: u32,
     /// Treatment.
     pub kind: Kind,
     /// ICMP echo reply: belongs to the flow of the request, never opens one.
@@ -422,12 +426,28 @@ fn parse_transport<A, P: PacketRead>(
     out.protocol = l4.protocol;
     (out.src_port, out.dst_port, out.policy_port) = (0, 0, 0);
     (out.tcp_flags, out.kind, out.reply_only) = (0, Kind::Flow, false);
+    (out.seq, out.ack) = (0, 0);
     out.bytes = total;
     let mut headers = l4.offset.saturating_sub(l4.l3);
     match l4.protocol {
         protocol::TCP => {
             let bytes: [u8; 14] = p.read(l4.offset).ok_or(DropReason::Truncated)?;
-            let [s0, s1, d0, d1, _, _, _, _, _, _, _, _, offset, flags] = bytes;
+            let [
+                s0,
+                s1,
+                d0,
+                d1,
+                q0,
+                q1,
+                q2,
+                q3,
+                a0,
+                a1,
+                a2,
+                a3,
+                offset,
+                flags,
+            ] = bytes;
             let header = u32::from(offset >> 4) * 4;
             if header < 20 || header > room {
                 return Err(DropReason::Truncated);
@@ -440,6 +460,8 @@ fn parse_transport<A, P: PacketRead>(
             out.dst_port = u16::from_be_bytes([d0, d1]);
             out.policy_port = out.dst_port;
             out.tcp_flags = flags;
+            out.seq = u32::from_be_bytes([q0, q1, q2, q3]);
+            out.ack = u32::from_be_bytes([a0, a1, a2, a3]);
         }
         protocol::UDP | protocol::SCTP => {
             let header = if l4.protocol == protocol::UDP { 8 } else { 12 };
