@@ -5,8 +5,7 @@ use core::ptr::{self, NonNull};
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_map_lookup_elem,
-    bpf_map_update_elem,
+    bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_map_update_elem,
 };
 use datapath::abi::{
     ActiveWord, AddrValue, Cidr4Key, Cidr6Key, ClassKey, ClassValue, Config, DenyKey, DenyValue,
@@ -19,7 +18,7 @@ use datapath::packet::{Family, V4, V6};
 use datapath::pipeline::{Denial, Env, InsertError};
 use datapath::verdict::PolicyLookup;
 
-use crate::maps;
+use crate::{clock, maps};
 
 /// `-EEXIST`.
 const EEXIST: i64 = -17;
@@ -97,8 +96,7 @@ impl Kernel {
         if word.is_learning() || config.panic == datapath::abi::panic::OPEN {
             return true;
         }
-        // SAFETY: helper without arguments.
-        let (_, slot, _) = word.effective(unsafe { bpf_ktime_get_boot_ns() } / 1_000_000_000);
+        let (_, slot, _) = word.effective(clock::boot_ns() / 1_000_000_000);
         let endpoint: Option<EndpointValue> = inner!(ENDPOINTS, slot, &config.endpoint);
         match endpoint {
             Some(endpoint) => {
@@ -161,8 +159,7 @@ impl PolicyLookup for Content {
 
     #[inline(always)]
     fn boot_ns(&self) -> u64 {
-        // SAFETY: helper without arguments.
-        unsafe { bpf_ktime_get_boot_ns() }
+        clock::boot_ns()
     }
 }
 
@@ -184,14 +181,12 @@ macro_rules! env {
 
             #[inline(always)]
             fn jiffies(&self) -> u32 {
-                // SAFETY: helper without arguments.
-                unsafe { bpf_jiffies64() as u32 }
+                clock::jiffies() as u32
             }
 
             #[inline(always)]
             fn boot_ns(&self) -> u64 {
-                // SAFETY: helper without arguments.
-                unsafe { bpf_ktime_get_boot_ns() }
+                clock::boot_ns()
             }
 
             #[inline(always)]

@@ -14,12 +14,12 @@
     reason = "a program has no users; the maps and hooks are its interface"
 )]
 
+mod clock;
 mod env;
 mod maps;
 mod skb;
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use datapath::abi::{Clock, config_flags};
@@ -54,14 +54,13 @@ pub fn cofferdam_egress(ctx: TcContext) -> i32 {
 /// Never attached: run once by the agent to learn how jiffies and boot time belong together.
 #[classifier]
 pub fn cofferdam_clock(_ctx: TcContext) -> i32 {
+    let now = Clock {
+        jiffies: clock::jiffies(),
+        boot_ns: clock::boot_ns(),
+    };
     if let Some(clock) = maps::CLOCK.get_ptr_mut(0) {
-        // SAFETY: the pointer is to a whole map value; helpers without arguments.
-        unsafe {
-            *clock = Clock {
-                jiffies: bpf_jiffies64(),
-                boot_ns: bpf_ktime_get_boot_ns(),
-            };
-        }
+        // SAFETY: the pointer is to a whole map value.
+        unsafe { *clock = now };
     }
     NEXT
 }
