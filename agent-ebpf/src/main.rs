@@ -26,7 +26,7 @@ use datapath::abi::{Clock, config_flags};
 use datapath::drop_reason::DropReason;
 use datapath::ids::Direction;
 use datapath::packet::{V4, V6, parse4, parse6};
-use datapath::pipeline::{Action, process};
+use datapath::pipeline::{Action, Workspace, process};
 
 use crate::env::Kernel;
 use crate::skb::Frame;
@@ -100,13 +100,25 @@ fn judge6(skb: *mut __sk_buff, direction: u32) -> i32 {
         return DROP;
     };
     let w = &mut scratch.work6;
+    let reason = read6(skb, w);
+    if reason != DropReason::None as u32 {
+        let reason = DropReason::from_u8(reason as u8).unwrap_or(DropReason::MalformedIp);
+        return unparsable(&env, reason);
+    }
+    action(process::<V6, _>(
+        env,
+        w,
+        Direction::from_u8(direction as u8),
+    ))
+}
+
+/// Parses into the workspace and gives the number of the drop reason. In a frame of its own: what the parser
+/// keeps on the stack must not lie below the whole pipeline, whose calls have 512 bytes together.
+#[inline(never)]
+fn read6(skb: *mut __sk_buff, w: &mut Workspace<V6>) -> u32 {
     match parse6(&Frame::new(skb), ETHERNET, &mut w.packet) {
-        Ok(()) => action(process::<V6, _>(
-            env,
-            w,
-            Direction::from_u8(direction as u8),
-        )),
-        Err(reason) => unparsable(&env, reason),
+        Ok(()) => DropReason::None as u32,
+        Err(reason) => reason as u32,
     }
 }
 
