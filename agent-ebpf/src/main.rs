@@ -14,6 +14,7 @@
     reason = "a program has no users; the maps and hooks are its interface"
 )]
 
+mod attribution;
 mod clock;
 mod env;
 mod maps;

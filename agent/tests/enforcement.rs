@@ -499,6 +499,12 @@ fn three_capabilities_are_enough_to_arm_and_to_adopt() {
     let _shut = lab.listen(22);
     lab.confine();
     let before = lab.start();
+    assert!(
+        matches!(before["attribution"]["state"].as_str(), Some("on"))
+            || before["attribution"]["missing"]["all"] == "cgroup2 is not mounted",
+        "{}",
+        before["attribution"]
+    );
     assert!(lab.session(&open, lab.v4()).works());
     assert!(lab.connect(lab.v4(), 22).is_err());
     lab.kill();

@@ -14,6 +14,7 @@ pub mod drop_reason;
 pub mod failsafe;
 pub mod flow;
 pub mod ids;
+pub mod owner;
 pub mod packet;
 pub mod pipeline;
 pub mod record;

@@ -66,6 +66,8 @@ pub struct Config {
     pub confirm_within: Duration,
     /// Flow records.
     pub flows: Flows,
+    /// Learn which process owns a socket, by hooks of the root cgroup.
+    pub attribution: bool,
 }
 
 impl Default for Config {
@@ -91,6 +93,7 @@ impl Default for Config {
             metrics_listen: None,
             confirm_within: Duration::from_secs(60),
             flows: Flows::default(),
+            attribution: true,
         }
     }
 }

@@ -6,6 +6,7 @@ use proto::convert;
 use proto::v1;
 
 use crate::flows::Record;
+use crate::flows::process::Process;
 
 /// A batch of records of the workload `host`: the controller refuses records of anybody else.
 #[must_use]
@@ -58,6 +59,7 @@ fn flow(record: &Record, host: &str) -> v1::FlowRecord {
         opening,
         adopted,
         cookie,
+        process,
     } = record;
     let direction = if *direction == "ingress" {
         v1::Direction::Ingress
@@ -96,6 +98,33 @@ fn flow(record: &Record, host: &str) -> v1::FlowRecord {
         adopted: *adopted,
         endpoint: datapath::ids::EndpointId::HOST.0,
         socket_cookie: *cookie,
+        process: process.as_deref().map(process_of),
         ..v1::FlowRecord::default()
+    }
+}
+
+fn process_of(process: &Process) -> v1::Process {
+    let Process {
+        pid,
+        name,
+        executable,
+        start_ns,
+        uid,
+        cgroup,
+        unit,
+        container,
+        learnt,
+    } = process;
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    v1::Process {
+        pid: pid.unwrap_or(0),
+        name: text(name),
+        executable: text(executable),
+        started: start_ns.map(convert::from_unix_ns),
+        uid: *uid,
+        cgroup: text(cgroup),
+        unit: text(unit),
+        container_id: text(container),
+        learnt: (*learnt).to_owned(),
     }
 }

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use tracing::{error, warn};
 
+use super::attribution::{self, Sockets};
 use super::{Host, lock};
 use crate::control::wire;
 use crate::flows::Record;
+use crate::flows::attribute::Joiner;
 use crate::flows::collect::{Collector, Pass, Settings};
 use crate::flows::spool::Meta;
 use crate::kernel::clock::{self, Converter};
@@ -45,6 +47,7 @@ struct Worker {
     host: Arc<Host>,
     events: Events,
     collector: Collector,
+    joiner: Joiner<Sockets>,
     clock: Converter,
     pending: Vec<Record>,
     reported: BTreeMap<String, u64>,
@@ -81,6 +84,7 @@ impl Worker {
         Ok(Self {
             events: Events::open(&host.kernel.dir().map(maps::EVENTS))?,
             collector: Collector::new(&host.boot_id, settings, already),
+            joiner: attribution::joiner(&host.attribution),
             clock: host.converter()?,
             pending: Vec::new(),
             reported,
@@ -95,7 +99,8 @@ impl Worker {
         self.events.drain(DRAIN_LIMIT, &mut events);
         if !events.is_empty() {
             self.collector.set_names(self.host.names());
-            let records = self.collector.events(&events, &self.clock);
+            let mut records = self.collector.events(&events, &self.clock);
+            self.joiner.fill(&mut records);
             self.host.publish(&records);
             self.pending.extend(records);
         }
@@ -115,7 +120,7 @@ impl Worker {
             Err(error) => self.host.report_error(&error),
         }
         self.collector.set_names(self.host.names());
-        let pass = match self
+        let mut pass = match self
             .collector
             .sweep(&self.host.kernel, &self.clock, clock::utc_ns())
         {
@@ -126,6 +131,7 @@ impl Worker {
                 Pass::default()
             }
         };
+        self.joiner.fill(&mut pass.records);
         self.host.publish(&pass.records);
         self.pending.extend(pass.records.iter().cloned());
         self.flush(pass.closed.clone(), true);

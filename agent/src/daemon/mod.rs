@@ -4,6 +4,7 @@
 //! before hooks, learning before enforcing, adopted connections before the first drop.
 
 pub mod adopt;
+mod attribution;
 pub mod collector;
 mod devices;
 pub mod status;
@@ -27,6 +28,7 @@ use crate::flows::Record;
 use crate::flows::names::Names;
 use crate::flows::spool::Spool;
 use crate::kernel::attach::Attached;
+use crate::kernel::attribution::Attribution;
 use crate::kernel::clock::{self, Converter};
 use crate::kernel::loader::TableSizes;
 use crate::kernel::{Kernel, KernelError, netns, sockdiag};
@@ -111,6 +113,8 @@ pub struct Host {
     pub config: Config,
     /// The kernel side.
     pub kernel: Arc<Kernel>,
+    /// Who owns sockets.
+    pub attribution: Arc<Attribution>,
     engine: Mutex<HostEngine>,
     /// Batches that wait for the controller.
     pub spool: Mutex<Spool>,
@@ -160,6 +164,9 @@ impl Host {
         };
         let kernel = Arc::new(Kernel::open(&config.pin_dir, sizes, store.pins().as_ref())?);
         store.set_pins(kernel.pin_state())?;
+        let attribution = Arc::new(kernel.with_programs(|programs| {
+            Attribution::attach(kernel.dir(), programs, config.attribution)
+        })?);
         let hz = clock::ticks_per_second();
         kernel.set_config(datapath_config(&config, hz))?;
         let spool = Spool::open(&config.state_dir.join("spool"), config.flows.spool_bytes)
@@ -173,6 +180,7 @@ impl Host {
         )?;
         let host = Arc::new(Self {
             kernel,
+            attribution,
             engine: Mutex::new(engine),
             spool: Mutex::new(spool),
             spooled: Notify::new(),

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Host, adopt::Seeded};
 use crate::kernel::attach::Attached;
+use crate::kernel::attribution::State as Attribution;
 use crate::kernel::{KernelError, OfflineKernel, clock};
 use crate::reconcile::failsafes::Failsafe;
 use crate::reconcile::store::Store;
@@ -47,6 +48,8 @@ pub struct Status {
     pub standalone: bool,
     /// Armed devices.
     pub devices: Vec<Attached>,
+    /// How much is learnt of who owns sockets.
+    pub attribution: Attribution,
     /// Visible failsafes.
     pub failsafes: Vec<Failsafe>,
     /// Flows in the tables.
@@ -96,6 +99,7 @@ impl Status {
         status.standalone = host.config.controller.endpoints.is_empty();
         status.controller = host.counters.connected.load(Ordering::Relaxed);
         status.devices = host.attached();
+        status.attribution = host.attribution.state().clone();
         status.adopted = host.seeded();
         status.last_error = host.last_error();
         status.flows = host.counters.flows.load(Ordering::Relaxed);
@@ -259,6 +263,22 @@ impl Status {
             }
             .to_owned(),
         );
+        if let Some(attribution) = value
+            .get("attribution")
+            .filter(|it| inner(it, "state") != "on")
+        {
+            for (hook, why) in attribution
+                .get("missing")
+                .and_then(Value::as_object)
+                .into_iter()
+                .flatten()
+            {
+                line(
+                    "attribution",
+                    format!("{hook}: {}", why.as_str().unwrap_or_default()),
+                );
+            }
+        }
         line("flows", number("flows").to_string());
         for (reason, counts) in object("reasons") {
             let count = |at: usize| counts.get(at).and_then(Value::as_u64).unwrap_or(0);

@@ -1,6 +1,7 @@
 //! One flow, or one aggregated denial, as this host saw it.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use datapath::abi::{DenyKey, DenyValue, Event};
 use datapath::conntrack::State;
@@ -8,9 +9,10 @@ use datapath::drop_reason::DropReason;
 use datapath::flow::bits;
 use datapath::ids::{Direction, protocol};
 use datapath::record::FlowView;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::names::Names;
+use super::process::Process;
 use crate::kernel::clock::Converter;
 
 /// A record. Counters are totals: of one uid the record with the highest counts.
@@ -74,6 +76,13 @@ pub struct Record {
     pub adopted: bool,
     /// Socket cookie, 0 = unknown.
     pub cookie: u64,
+    /// The process behind it on this host, where it is known.
+    #[serde(serialize_with = "shared", skip_serializing_if = "Option::is_none")]
+    pub process: Option<Arc<Process>>,
+}
+
+fn shared<S: Serializer>(process: &Option<Arc<Process>>, out: S) -> Result<S::Ok, S::Error> {
+    process.as_deref().serialize(out)
 }
 
 /// What identifies a flow's instance: the same for its events and for its table entry.
@@ -204,6 +213,7 @@ impl Record {
             opening: false,
             adopted: view.adopted,
             cookie: view.cookie,
+            process: None,
         }
     }
 
@@ -246,6 +256,7 @@ impl Record {
             opening: event.opening != 0,
             adopted: event.verdict & bits::ADOPTED != 0,
             cookie: event.cookie,
+            process: None,
         }
     }
 
@@ -296,6 +307,7 @@ impl Record {
             opening: key.opening != 0,
             adopted: false,
             cookie: 0,
+            process: None,
         }
     }
 }
@@ -349,7 +361,27 @@ pub fn line_of(record: &serde_json::Value) -> String {
     if !matches!(word("reason"), "" | "none") {
         line.push_str(&format!(" ({})", word("reason")));
     }
+    if let Some(process) = record.get("process") {
+        line.push_str(&process_of(process));
+    }
     line
+}
+
+/// Who it was: program or name, pid, and the unit or container around it.
+fn process_of(process: &serde_json::Value) -> String {
+    let word = |key: &str| process.get(key).and_then(serde_json::Value::as_str);
+    let mut text = format!(" by {}", word("executable").or(word("name")).unwrap_or("?"));
+    if let Some(pid) = process.get("pid") {
+        text.push_str(&format!("[{pid}]"));
+    }
+    if let Some(uid) = process.get("uid") {
+        text.push_str(&format!(" uid {uid}"));
+    }
+    let place = word("container").map(|id| id.get(..12).unwrap_or(id));
+    if let Some(place) = place.or(word("unit")) {
+        text.push_str(&format!(" in {place}"));
+    }
+    text
 }
 
 fn responder_port(view: &FlowView, icmp: Option<u16>) -> u16 {

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use aya::programs::SchedClassifier;
+use aya::programs::{Program, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use datapath::abi::maps;
 use tracing::{info, warn};
 
+use super::attribution;
 use super::pins::{PinDir, PinProblem, PinState, SPECS};
 use super::{KernelError, Result};
 
@@ -107,6 +108,7 @@ pub fn load(
             loader.map_max_entries(spec.name, *size);
         }
     }
+    attribution::place_maps(dir, &mut loader)?;
     let mut bpf = loader
         .load(&OBJECT.0)
         .map_err(|error| KernelError::Load(Box::new(error)))?;
@@ -128,6 +130,27 @@ fn classifier<'a>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Sched
 }
 
 impl Programs {
+    /// Loads a hook of sockets, which unlike a device's may be missing, and gives its descriptor.
+    pub(crate) fn load_socket_hook(&mut self, name: &'static str) -> Result<BorrowedFd<'_>> {
+        let program = self
+            .bpf
+            .program_mut(name)
+            .ok_or(KernelError::NoProgram(name))?;
+        let (loaded, fd) = match program {
+            Program::CgroupSock(program) => (program.load(), program.fd()),
+            Program::CgroupSockAddr(program) => (program.load(), program.fd()),
+            Program::SockOps(program) => (program.load(), program.fd()),
+            _ => return Err(KernelError::NoProgram(name)),
+        };
+        loaded
+            .and(fd)
+            .map(|fd| fd.as_fd())
+            .map_err(|source| KernelError::Program {
+                name,
+                source: Box::new(source),
+            })
+    }
+
     /// Calls `use_it` with a program's descriptor.
     pub(crate) fn with<T>(
         &self,

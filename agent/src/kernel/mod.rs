@@ -4,6 +4,8 @@
 //! It must not know of policy, revisions or the controller.
 
 pub mod attach;
+pub mod attribution;
+pub mod cgroup;
 pub mod clock;
 mod clsact;
 pub mod content;
@@ -17,6 +19,7 @@ pub mod netns;
 pub mod pins;
 pub mod ring;
 pub mod sockdiag;
+pub mod sockowner;
 mod sys;
 mod table;
 

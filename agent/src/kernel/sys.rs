@@ -49,6 +49,12 @@ pub(crate) const TYPE_LPM_TRIE: u32 = 11;
 pub(crate) const TYPE_ARRAY_OF_MAPS: u32 = 12;
 /// `BPF_MAP_TYPE_RINGBUF`.
 pub(crate) const TYPE_RINGBUF: u32 = 27;
+/// `BPF_MAP_TYPE_LRU_HASH`.
+pub(crate) const TYPE_LRU_HASH: u32 = 9;
+/// `BPF_MAP_TYPE_SK_STORAGE`.
+pub(crate) const TYPE_SK_STORAGE: u32 = 24;
+/// `BPF_LINK_TYPE_CGROUP`.
+const LINK_TYPE_CGROUP: u32 = 3;
 
 /// `BPF_TCX_INGRESS`.
 pub(crate) const TCX_INGRESS: u32 = 46;
@@ -205,6 +211,21 @@ pub(crate) struct LinkInfo {
     rest: [u64; 4],
 }
 
+impl LinkInfo {
+    /// Id of the cgroup and attach type, of a link to a cgroup: there the id is where a device's index and attach type
+    /// would be, and the attach type follows.
+    pub(crate) fn cgroup(&self) -> Option<(u64, u32)> {
+        let [attach_type, ..] = self.rest;
+        #[cfg(target_endian = "little")]
+        let id = u64::from(self.ifindex) | (u64::from(self.attach_type) << 32);
+        #[cfg(target_endian = "big")]
+        let id = u64::from(self.attach_type) | (u64::from(self.ifindex) << 32);
+        #[cfg(target_endian = "big")]
+        let attach_type = attach_type >> 32;
+        (self.kind == LINK_TYPE_CGROUP).then_some((id, attach_type as u32))
+    }
+}
+
 /// Reads [`LinkInfo`].
 pub(crate) fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(fd)
@@ -303,6 +324,22 @@ pub(crate) fn link_tcx(
         } else {
             F_AFTER
         },
+        ..LinkAttr::default()
+    };
+    owned(bpf(LINK_CREATE, &mut attr)?)
+}
+
+/// Attaches to a hook of a cgroup, beside whoever else is there.
+pub(crate) fn link_cgroup(
+    prog: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkAttr {
+        prog_fd: raw(prog),
+        // `target_fd`: one union with the device's index.
+        ifindex: raw(cgroup),
+        attach_type,
         ..LinkAttr::default()
     };
     owned(bpf(LINK_CREATE, &mut attr)?)

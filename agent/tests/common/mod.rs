@@ -44,6 +44,7 @@ pub(crate) struct Lab {
     pin: PathBuf,
     agents: Vec<Child>,
     confined: bool,
+    wrapper: Vec<String>,
 }
 
 fn ip(arguments: &[&str]) {
@@ -78,6 +79,7 @@ impl Lab {
             dir,
             agents: Vec::new(),
             confined: false,
+            wrapper: Vec::new(),
         };
         if let Err(errno) = lab.mount() {
             skip(test, &format!("no bpffs of its own: {errno}"));
@@ -219,7 +221,17 @@ impl Lab {
         self.confined = true;
     }
 
+    /// Agents from now on are started by this command, which ends by running its arguments.
+    pub(crate) fn wrap(&mut self, command: &[&str]) {
+        self.wrapper = command.iter().map(|word| (*word).to_owned()).collect();
+    }
+
     fn program(&self) -> Command {
+        if let Some((first, rest)) = self.wrapper.split_first() {
+            let mut command = Command::new(first);
+            command.args(rest).arg(BINARY);
+            return command;
+        }
         if !self.confined {
             return Command::new(BINARY);
         }

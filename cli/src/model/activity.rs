@@ -27,6 +27,39 @@ impl End {
     }
 }
 
+/// A process, as far as it is known.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Process {
+    pub(crate) pid: Option<u32>,
+    /// Of the thread.
+    pub(crate) name: Option<String>,
+    pub(crate) executable: Option<String>,
+    pub(crate) started: Option<String>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) cgroup: Option<String>,
+    /// systemd unit.
+    pub(crate) unit: Option<String>,
+    pub(crate) container: Option<String>,
+    /// `create`, `connect`, `bind` or `listed`.
+    pub(crate) learnt: Option<String>,
+}
+
+impl From<v1::Process> for Process {
+    fn from(process: v1::Process) -> Self {
+        Self {
+            pid: Some(process.pid).filter(|pid| *pid != 0),
+            name: some(process.name),
+            executable: some(process.executable),
+            started: moment(process.started),
+            uid: process.uid,
+            cgroup: some(process.cgroup),
+            unit: some(process.unit),
+            container: some(process.container_id),
+            learnt: some(process.learnt),
+        }
+    }
+}
+
 /// One flow, or one aggregated denial, as one host saw it.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Flow {
@@ -63,7 +96,8 @@ pub(crate) struct Flow {
     pub(crate) denial: bool,
     /// The flow was there before the agent.
     pub(crate) adopted: bool,
-    pub(crate) process: Option<String>,
+    /// The process behind the flow on `host`; `null` when it is not known.
+    pub(crate) process: Option<Process>,
     pub(crate) peer_identity: u32,
     pub(crate) generation: u32,
     pub(crate) revision: u64,
@@ -111,7 +145,7 @@ impl From<v1::FlowRecord> for Flow {
             reason: some(record.reason).filter(|reason| reason != "none"),
             denial: record.denial,
             adopted: record.adopted,
-            process: some(record.process),
+            process: record.process.map(Process::from),
             peer_identity: record.peer_identity,
             generation: record.generation,
             revision: record.revision,

@@ -78,11 +78,13 @@ fn one(
         ("reason", &record.reason),
         ("rule", &record.rule),
         ("draft_rule", &record.draft_rule),
-        ("process", &record.process),
     ] {
         if text.len() > TEXT {
             return Err(Refusal::Text(index, field));
         }
+    }
+    if let Some(process) = &mut record.process {
+        clip(process);
     }
     let direction = convert::to_direction("direction", record.direction).map_err(malformed)?;
     let address = |field, value: &Option<v1::Address>| {
@@ -120,6 +122,25 @@ fn one(
         first_seen,
         last_seen,
     })
+}
+
+/// Who a process is, is reported and not matched: a path that is too long is cut rather than refused.
+fn clip(process: &mut v1::Process) {
+    let v1::Process {
+        name,
+        executable,
+        cgroup,
+        unit,
+        container_id,
+        learnt,
+        pid: _,
+        started: _,
+        uid: _,
+    } = process;
+    for text in [name, executable, cgroup, unit, container_id, learnt] {
+        let end = (0..=TEXT).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
+    }
 }
 
 /// Addresses that are nobody's own: a host may send from, or receive at, any of these.

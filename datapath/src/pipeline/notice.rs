@@ -128,6 +128,8 @@ pub(super) fn deny<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, opening: 
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn announce_denial<F: Family, E: Env<F>>(env: E, w: &Workspace<F>, opening: bool) {
     let ifindex = env.ifindex();
+    // Who was not let out; what comes in has no socket yet.
+    let cookie = env.cookie();
     env.emit(|event| {
         let (packets, bytes) = w.weight();
         event.kind = event_kind::DENY;
@@ -151,7 +153,7 @@ fn announce_denial<F: Family, E: Env<F>>(env: E, w: &Workspace<F>, opening: bool
         event.bytes = [bytes, 0];
         event.first = w.now.jiffies;
         event.last = w.now.jiffies;
-        event.cookie = 0;
+        event.cookie = cookie;
         event.ifindex = ifindex;
         event.opening = opening as u32;
         event.pad = 0;

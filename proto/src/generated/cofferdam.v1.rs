@@ -40,6 +40,35 @@ pub struct Problem {
     #[prost(string, tag = "5")]
     pub suggestion: ::prost::alloc::string::String,
 }
+/// The process that made, connected or bound a flow's socket. Empty fields are not known.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Process {
+    /// In the host's initial pid namespace; 0 = not known.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    /// Of the thread, at most 15 bytes.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Path of its program.
+    #[prost(string, tag = "3")]
+    pub executable: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "4")]
+    pub started: ::core::option::Option<::prost_types::Timestamp>,
+    /// Real user id.
+    #[prost(uint32, optional, tag = "5")]
+    pub uid: ::core::option::Option<u32>,
+    /// Path in the cgroup v2 hierarchy.
+    #[prost(string, tag = "6")]
+    pub cgroup: ::prost::alloc::string::String,
+    /// systemd unit.
+    #[prost(string, tag = "7")]
+    pub unit: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub container_id: ::prost::alloc::string::String,
+    /// create, connect, bind, or listed (user and cgroup of a socket that is older than the hooks).
+    #[prost(string, tag = "9")]
+    pub learnt: ::prost::alloc::string::String,
+}
 /// One flow or one aggregated denial, as one host saw it. Counters are totals since the flow began, so that a record may be
 /// repeated without harm: the record with the highest counters of one uid counts.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -119,8 +148,9 @@ pub struct FlowRecord {
     pub endpoint: u32,
     #[prost(uint64, tag = "33")]
     pub socket_cookie: u64,
-    #[prost(string, tag = "34")]
-    pub process: ::prost::alloc::string::String,
+    /// The process behind the flow on `host`; absent when it is not known.
+    #[prost(message, optional, tag = "35")]
+    pub process: ::core::option::Option<Process>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

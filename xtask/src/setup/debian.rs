@@ -62,6 +62,7 @@ pub(crate) const FOR_TESTS: &[Package] = &[
     Package::program("openssh-client", "ssh"),
     Package::program("nmap", "nmap"),
     Package::program("curl", "curl"),
+    Package::program("python3", "python3"),
     Package::program("ethtool", "ethtool"),
     Package::program("netcat-openbsd", "nc"),
     Package::program("iputils-ping", "ping"),
