@@ -232,6 +232,11 @@ unsafe fn ends(ops: *mut bpf_sock_ops, netns: u64, key: *mut AcceptKey) {
     }
 }
 
+/// The IPv4 ends, v4-mapped.
+///
+/// # Safety
+/// As for [`ends`].
+// SAFETY: nothing but the caller's promise.
 #[inline(never)]
 unsafe fn ends4(ops: *mut bpf_sock_ops, key: *mut AcceptKey) {
     // SAFETY: as the caller promises; the words are those of the key's addresses, which are aligned to 8.
@@ -252,6 +257,11 @@ unsafe fn ends4(ops: *mut bpf_sock_ops, key: *mut AcceptKey) {
     }
 }
 
+/// The IPv6 ends.
+///
+/// # Safety
+/// As for [`ends`].
+// SAFETY: nothing but the caller's promise.
 #[inline(never)]
 unsafe fn ends6(ops: *mut bpf_sock_ops, key: *mut AcceptKey) {
     // SAFETY: as the caller promises; the words are those of the key's addresses, which are aligned to 8.
