@@ -15,7 +15,7 @@ use datapath::pipeline::Action;
 use datapath::sim::packets::{end, icmp, sctp, tcp, udp};
 use support::frames::{icmp_error, with_extension, with_ip_options, with_tcp_options};
 use support::rig::Merged;
-use support::rng::Rng;
+use support::rng::{Rng, setting};
 use support::scene::{LOCAL, LOCAL6, PEER, PEER6, policy};
 use support::twin::{ROOMY, Twin};
 use support::wire::Wire;
@@ -54,7 +54,8 @@ impl Lab {
 
     /// Waits until the kernel has dealt with every frame, and demands the same traces.
     fn settle(&mut self, what: &str) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let scale = setting("COFFERDAM_TEST_SCALE", 1) as u32;
+        let deadline = Instant::now() + Duration::from_secs(20) * scale;
         loop {
             let (kernel, host) = self.twin.states();
             let differences = kernel.differences(&host);

@@ -12,6 +12,7 @@ mod project;
 mod run;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,8 @@ enum Verb {
     Test(test::Args),
     /// The main job on real traffic: hosts, servers, policy, an intruder.
     Demo(demo::Args),
+    /// Run the kernel suites inside distribution kernels, under emulation. Exit status 3: a kernel cannot be had.
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -58,12 +61,17 @@ fn main() -> ExitCode {
         Verb::Deny => deny::run(&project),
         Verb::Test(args) => test::run(&project, &args),
         Verb::Demo(args) => demo::run(&project, &args),
+        Verb::Vm(args) => vm::run(&project, &args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<vm::Unavailable>() {
+                ExitCode::from(3)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

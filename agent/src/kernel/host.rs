@@ -452,8 +452,9 @@ impl Kernel {
     /// Prepares the pin directory, loads the object over what is pinned, opens the maps. Nothing is attached.
     ///
     /// # Errors
-    /// When the kernel or the file system refuses.
+    /// When the kernel lacks what the agent needs, or the kernel or the file system refuses.
     pub fn open(root: &Path, sizes: TableSizes, remembered: Option<&PinState>) -> Result<Self> {
+        super::features::refuse_unsupported()?;
         let dir = PinDir::prepare(root)?;
         let boot_id =
             super::clock::boot_id().map_err(KernelError::system("reading the boot id"))?;

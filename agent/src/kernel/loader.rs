@@ -5,11 +5,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::programs::{Program, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
-use datapath::abi::maps;
+use datapath::abi::{SLOTS, maps};
 use tracing::{info, warn};
 
 use super::attribution;
+use super::content::Part;
+use super::map::RawMap;
 use super::pins::{PinDir, PinProblem, PinState, SPECS};
+use super::sys;
 use super::{KernelError, Result};
 
 #[repr(C, align(32))]
@@ -101,6 +104,7 @@ pub fn load(
         }
     };
     raise_memlock();
+    pin_outer_maps(dir)?;
     let mut loader = EbpfLoader::new();
     for spec in &SPECS {
         loader.map_pin_path(spec.name, dir.map(spec.name));
@@ -121,6 +125,27 @@ pub fn load(
     }
     info!(pins = ?pins, path = %dir.path().display(), "kernel object loaded");
     Ok((Programs { bpf }, pins))
+}
+
+/// Makes the arrays of maps that are not pinned yet, with templates like the maps that will go into them.
+///
+/// Those of the object have templates with type information. Kernels before 6.2 take no map without it in place
+/// of one with it (`bpf_map_meta_equal` in kernel/bpf/map_in_map.c compares where a timer would be).
+fn pin_outer_maps(dir: &PinDir) -> Result<()> {
+    for part in Part::ALL {
+        let path = dir.map(part.map());
+        if path.exists() {
+            continue;
+        }
+        let (key, value) = part.sizes();
+        let (kind, flags) = part.kind();
+        let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+        let outer = RawMap::create(kind, part.map(), size(key), size(value), 1, flags)
+            .and_then(|inner| RawMap::create_array_of(&inner, part.map(), SLOTS))
+            .map_err(KernelError::map(part.map(), "create"))?;
+        sys::obj_pin(outer.fd(), &path).map_err(|source| KernelError::pin(&path, source))?;
+    }
+    Ok(())
 }
 
 fn classifier<'a>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier> {
@@ -149,6 +174,11 @@ impl Programs {
                 name,
                 source: Box::new(source),
             })
+    }
+
+    /// The loaded object.
+    pub(super) const fn object(&self) -> &Ebpf {
+        &self.bpf
     }
 
     /// Calls `use_it` with a program's descriptor.

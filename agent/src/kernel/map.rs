@@ -7,7 +7,8 @@ use std::path::Path;
 use super::sys::{
     ANY, MAP_CREATE, MAP_DELETE_ELEM, MAP_GET_NEXT_KEY, MAP_LOOKUP_AND_DELETE_ELEM,
     MAP_LOOKUP_BATCH, MAP_LOOKUP_ELEM, MAP_UPDATE_BATCH, MAP_UPDATE_ELEM, MapInfo,
-    TYPE_PERCPU_ARRAY, bpf, map_info, no_batches, obj_get, owned, possible_cpus, raw,
+    TYPE_ARRAY_OF_MAPS, TYPE_PERCPU_ARRAY, bpf, map_info, no_batches, obj_get, owned,
+    possible_cpus, raw,
 };
 
 const MAX_ELEMENT: usize = 4096;
@@ -94,6 +95,22 @@ impl RawMap {
             value_size,
             max_entries,
             flags,
+            ..CreateAttr::default()
+        };
+        for (slot, byte) in attr.name.iter_mut().take(15).zip(name.bytes()) {
+            *slot = byte;
+        }
+        Self::from_fd(owned(bpf(MAP_CREATE, &mut attr)?)?)
+    }
+
+    /// Creates an array of maps whose inner maps are like `inner`, their size apart.
+    pub(crate) fn create_array_of(inner: &Self, name: &str, max_entries: u32) -> io::Result<Self> {
+        let mut attr = CreateAttr {
+            kind: TYPE_ARRAY_OF_MAPS,
+            key_size: 4,
+            value_size: 4,
+            max_entries,
+            inner_fd: raw(inner.fd()),
             ..CreateAttr::default()
         };
         for (slot, byte) in attr.name.iter_mut().take(15).zip(name.bytes()) {

@@ -22,6 +22,7 @@ pub mod sockdiag;
 pub mod sockowner;
 mod sys;
 mod table;
+mod verified;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -86,6 +87,14 @@ pub enum KernelError {
         name: &'static str,
         /// Why.
         source: Box<aya::programs::ProgramError>,
+    },
+    /// The running kernel lacks what the agent cannot do without.
+    #[error("this kernel ({kernel}) lacks what the agent needs: {missing}; nothing was loaded")]
+    Unsupported {
+        /// `uname -r`.
+        kernel: String,
+        /// Names of features, as `preflight` has them.
+        missing: String,
     },
     /// This build carries no kernel object.
     #[error(

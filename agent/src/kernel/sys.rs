@@ -14,6 +14,7 @@ pub(super) const MAP_LOOKUP_ELEM: libc::c_long = 1;
 pub(super) const MAP_UPDATE_ELEM: libc::c_long = 2;
 pub(super) const MAP_DELETE_ELEM: libc::c_long = 3;
 pub(super) const MAP_GET_NEXT_KEY: libc::c_long = 4;
+const PROG_LOAD: libc::c_long = 5;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const PROG_TEST_RUN: libc::c_long = 10;
@@ -99,6 +100,28 @@ pub(super) fn raw(fd: BorrowedFd<'_>) -> u32 {
 fn path_string(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes())
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+}
+
+/// Loads a socket filter, which is of no use but to learn whether the verifier takes its instructions.
+pub(crate) fn prog_load_filter(code: &[[u8; 8]]) -> io::Result<OwnedFd> {
+    const SOCKET_FILTER: u32 = 1;
+    let license = c"GPL";
+    let mut attr = LoadAttr {
+        prog_type: SOCKET_FILTER,
+        insn_cnt: u32::try_from(code.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        insns: code.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+    };
+    bpf(PROG_LOAD, &mut attr).and_then(owned)
 }
 
 #[repr(C)]

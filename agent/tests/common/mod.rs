@@ -18,8 +18,19 @@ use serde_json::Value;
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_cofferdam-agent");
 /// Long enough that only what is dropped is not there yet.
-pub(crate) const SHORT: Duration = Duration::from_millis(700);
-pub(crate) const LONG: Duration = Duration::from_secs(30);
+pub(crate) fn brief() -> Duration {
+    Duration::from_millis(700) * scale()
+}
+
+/// Long enough for whatever is going to happen at all.
+pub(crate) fn patience() -> Duration {
+    Duration::from_secs(30) * scale()
+}
+
+/// How much slower than usual this machine is known to be; 1 when nobody says.
+fn scale() -> u32 {
+    std::env::var("COFFERDAM_TEST_SCALE").map_or(1, |scale| scale.parse().expect("a number"))
+}
 
 /// Says loudly that a test did not run.
 pub(crate) fn skip(test: &str, why: &str) {
@@ -288,6 +299,16 @@ impl Lab {
         }
     }
 
+    /// Waits until no agent runs any more.
+    pub(crate) fn wait_for_end(&mut self) {
+        let mut agents = std::mem::take(&mut self.agents);
+        self.wait("the agents have ended", |_| {
+            agents
+                .iter_mut()
+                .all(|agent| !matches!(agent.try_wait(), Ok(None)))
+        });
+    }
+
     /// Runs an operator's verb.
     pub(crate) fn try_verb(&self, arguments: &[&str]) -> Result<Value, String> {
         let done = Command::new(BINARY)
@@ -326,7 +347,7 @@ impl Lab {
 
     /// Polls until it is so.
     pub(crate) fn wait(&self, what: &str, mut so: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + LONG;
+        let deadline = Instant::now() + patience();
         while !so(self) {
             assert!(
                 Instant::now() < deadline,
@@ -345,7 +366,7 @@ impl Lab {
     /// Connects from the peer.
     pub(crate) fn connect(&self, to: IpAddr, port: u16) -> io::Result<TcpStream> {
         in_namespace(&self.peer, || {
-            TcpStream::connect_timeout(&SocketAddr::new(to, port), SHORT)
+            TcpStream::connect_timeout(&SocketAddr::new(to, port), brief())
         })
     }
 
@@ -363,7 +384,7 @@ impl Lab {
         let client = self.connect(to, port).expect("connect");
         let (server, _) = listener.accept().expect("accept");
         for stream in [&client, &server] {
-            stream.set_read_timeout(Some(SHORT)).expect("timeout");
+            stream.set_read_timeout(Some(brief())).expect("timeout");
         }
         Session { client, server }
     }

@@ -81,6 +81,19 @@ pub(crate) const FOR_BPF: &[Package] = &[
     },
 ];
 
+/// What booting other kernels uses; iproute2 and util-linux go into the guest.
+pub(crate) const FOR_VM: &[Package] = &[
+    Package::program("qemu-system-x86", "qemu-system-x86_64"),
+    Package::program("busybox-static", "busybox"),
+    Package::program("iproute2", "ip"),
+    Package::program("util-linux", "setpriv"),
+    Package::program("xz-utils", "xz"),
+    Package::program("dpkg", "dpkg-deb"),
+    Package::program("libc-bin", "ldd"),
+    Package::program("gpgv", "gpgv"),
+    Package::program("curl", "curl"),
+];
+
 /// Finds `<base>/<any>/bin/<program>`, the newest name first.
 pub(crate) fn versioned(base: &Path, program: &str) -> Option<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir(base)

@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: what the tests need from Debian, and with `--bpf` what the kernel object
-//! needs. It installs only what is missing and touches no network when nothing is.
+//! `cargo xtask setup`: what the tests need from Debian, with `--bpf` what the kernel object needs, with
+//! `--vm` what booting other kernels needs. It installs only what is missing and touches no network when nothing is.
 
 pub(crate) mod bpf;
 mod debian;
@@ -16,10 +16,16 @@ pub(crate) struct Args {
     /// Prepare to build the kernel object (only people who change kernel code need this).
     #[arg(long)]
     bpf: bool,
+    /// Prepare to boot other kernels in virtual machines (`cargo xtask vm`).
+    #[arg(long)]
+    vm: bool,
 }
 
 /// Runs the verb.
 pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
+    if args.vm {
+        debian::ensure(debian::FOR_VM)?;
+    }
     if args.bpf {
         let toolchain = bpf::prepare(project)?;
         println!(
@@ -28,6 +34,7 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
         );
         return Ok(());
     }
+    // The guests' tools are those of the tests.
     for_tests()
 }
 
