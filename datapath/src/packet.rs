@@ -347,6 +347,7 @@ pub fn parse4<P: PacketRead>(p: &P, l3: u32, out: &mut Packet<[u8; 4]>) -> Resul
         offset: l3 + ihl,
         end: l3 + total,
         protocol: proto,
+        control: protocol::ICMP,
     };
     parse_transport(p, l4, out)?;
     if let Kind::IcmpError = out.kind {
@@ -385,6 +386,7 @@ pub fn parse6<P: PacketRead>(p: &P, l3: u32, out: &mut Packet<[u8; 16]>) -> Resu
         offset,
         end: l3 + total,
         protocol,
+        control: protocol::ICMPV6,
     };
     parse_transport(p, l4, out)?;
     match out.kind {
@@ -412,6 +414,8 @@ struct Layer4 {
     offset: u32,
     end: u32,
     protocol: u8,
+    /// The family's own control protocol.
+    control: u8,
 }
 
 #[inline(always)]
@@ -482,10 +486,11 @@ fn parse_transport<A, P: PacketRead>(
             let [kind, code, _, _, id_hi, id_lo, _, _] = bytes;
             out.policy_port = u16::from_be_bytes([kind, code]);
             let id = u16::from_be_bytes([id_hi, id_lo]);
-            let class = if l4.protocol == protocol::ICMP {
-                icmp4_class(kind)
-            } else {
-                icmp6_class(kind)
+            // What is control in one family is nothing in the other, where no stack takes it: policy decides.
+            let class = match l4.protocol {
+                other if other != l4.control => IcmpClass::Other,
+                protocol::ICMP => icmp4_class(kind),
+                _ => icmp6_class(kind),
             };
             match class {
                 IcmpClass::EchoRequest => (out.src_port, out.dst_port) = (id, echo(l4.protocol)),
