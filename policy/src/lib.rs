@@ -28,5 +28,7 @@ pub mod set;
 pub mod snapshot;
 pub mod snapshot_diff;
 pub mod source;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod walk;
 pub mod world;

@@ -2,13 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-#[allow(dead_code, reason = "the property tests use the rest")]
-mod generate;
-
 use std::net::IpAddr;
 
 use datapath::ids::EndpointId;
-use generate::{NOW, Random};
 use policy::compile::{CompileInput, HostWorkload, IdentityAllocator, Limits, compile};
 use policy::diff::{ObjectChange, diff_sets};
 use policy::judge::judge_snapshot;
@@ -16,6 +12,7 @@ use policy::set::PolicySet;
 use policy::snapshot::{FlowDirection, Snapshot};
 use policy::snapshot_diff::diff_snapshots;
 use policy::source::Source;
+use policy::testing::{self as generate, NOW, Random};
 use policy::world::World;
 
 fn snapshot(world: &World, set: &PolicySet, allocator: &mut IdentityAllocator) -> Snapshot {

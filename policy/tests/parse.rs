@@ -2,9 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-#[allow(dead_code, reason = "the property tests use the rest")]
-mod generate;
-
 use std::time::{Duration, Instant};
 
 use policy::model::Object;
@@ -12,6 +9,7 @@ use policy::parse::parse;
 use policy::problems::Problems;
 use policy::set::PolicySet;
 use policy::source::Source;
+use policy::testing as generate;
 
 fn problems(text: &str) -> String {
     let set = PolicySet::parse(&[Source::new("p.yaml", text)]);

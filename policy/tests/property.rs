@@ -8,20 +8,18 @@
     reason = "tests"
 )]
 
-mod generate;
-
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use datapath::drop_reason::DropReason;
 use datapath::ids::EndpointId;
-use generate::{NOW, Random};
 use policy::compile::{CompileInput, HostWorkload, IdentityAllocator, Limits, compile};
 use policy::evaluate::{EndVerdict, Verdict, evaluate_end};
 use policy::judge::judge_snapshot;
 use policy::probe::Flow;
 use policy::set::PolicySet;
 use policy::snapshot::{FlowDirection, Mode, Snapshot};
+use policy::testing::{self as generate, NOW, Random};
 use policy::world::{Who, World};
 use time::{Duration, OffsetDateTime};
 

@@ -454,12 +454,25 @@ impl Kernel {
     /// # Errors
     /// When the kernel lacks what the agent needs, or the kernel or the file system refuses.
     pub fn open(root: &Path, sizes: TableSizes, remembered: Option<&PinState>) -> Result<Self> {
+        Self::open_object(root, sizes, remembered, loader::embedded()?)
+    }
+
+    /// As [`Self::open`], with another object than the embedded one: for tests of the tests.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_object(
+        root: &Path,
+        sizes: TableSizes,
+        remembered: Option<&PinState>,
+        object: &[u8],
+    ) -> Result<Self> {
         super::features::refuse_unsupported()?;
         let dir = PinDir::prepare(root)?;
         let boot_id =
             super::clock::boot_id().map_err(KernelError::system("reading the boot id"))?;
         let remembered = remembered.filter(|state| state.boot_id == boot_id);
-        let (programs, pins) = loader::load(&dir, sizes, remembered)?;
+        let (programs, pins) = loader::load(&dir, sizes, remembered, object)?;
         let state = dir.state(&boot_id)?;
         Ok(Self {
             maps: OfflineKernel::open_dir(dir)?,

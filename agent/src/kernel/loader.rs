@@ -79,7 +79,18 @@ pub fn object_digest() -> String {
     }
 }
 
-/// Checks the pins, loads the object over them and the programs into the kernel. Nothing is attached.
+/// The embedded object.
+///
+/// # Errors
+/// When this build has none.
+pub(super) fn embedded() -> Result<&'static [u8]> {
+    if OBJECT.0.is_empty() {
+        return Err(KernelError::NoObject);
+    }
+    Ok(&OBJECT.0)
+}
+
+/// Checks the pins, loads an object over them and the programs into the kernel. Nothing is attached.
 ///
 /// # Errors
 /// When a pin cannot be read, or the kernel refuses a map or program.
@@ -87,10 +98,8 @@ pub fn load(
     dir: &PinDir,
     sizes: TableSizes,
     remembered: Option<&PinState>,
+    object: &[u8],
 ) -> Result<(Programs, Pins)> {
-    if OBJECT.0.is_empty() {
-        return Err(KernelError::NoObject);
-    }
     let sizes = sizes.by_name();
     let pins = match dir.check(&sizes, remembered)? {
         None => Pins::Fresh,
@@ -114,7 +123,7 @@ pub fn load(
     }
     attribution::place_maps(dir, &mut loader)?;
     let mut bpf = loader
-        .load(&OBJECT.0)
+        .load(object)
         .map_err(|error| KernelError::Load(Box::new(error)))?;
     for name in [INGRESS, EGRESS, CLOCK] {
         let program = classifier(&mut bpf, name)?;

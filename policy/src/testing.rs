@@ -1,22 +1,33 @@
 //! Random worlds and policies from small pools, so that rules meet flows often.
+//!
+//! Behind the feature `testing`, for this crate's property tests and for the tests that ask the same questions of a
+//! kernel. The same seed gives the same world everywhere.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a generator for tests: its literals parse, its pools are not empty"
+)]
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-use policy::model::{
+use crate::model::{
     Action, AddressGroup, DefaultAction, Entity, Filter, FilterEntry, Grant, Metadata, ModeObject,
     NamedPort, Object, Peer, Policy, Rule, SelectiveEntry, Service, State, Tier,
 };
-use policy::ports::{PortSpec, Ports, Protocol};
-use policy::selectors::{Expression, Labels, Operator, Selector};
-use policy::snapshot::{FlowDirection, Mode};
-use policy::source::Place;
-use policy::world::{Workload, World};
+use crate::ports::{PortSpec, Ports, Protocol};
+use crate::selectors::{Expression, Labels, Operator, Selector};
+use crate::snapshot::{FlowDirection, Mode};
+use crate::source::Place;
+use crate::world::{Workload, World};
+use ipnet::IpNet;
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
 /// The moment that scenarios are compiled for.
-pub(crate) const NOW: OffsetDateTime = datetime!(2030-01-01 00:00 UTC);
+pub const NOW: OffsetDateTime = datetime!(2030-01-01 00:00 UTC);
 
 const CIDRS: [&str; 14] = [
     "0.0.0.0/0",
@@ -36,7 +47,7 @@ const CIDRS: [&str; 14] = [
 ];
 
 /// Addresses that belong to no workload, inside and outside.
-pub(crate) const STRANGERS: [&str; 7] = [
+pub const STRANGERS: [&str; 7] = [
     "10.0.0.200",
     "10.0.0.11",
     "10.1.0.1",
@@ -46,17 +57,17 @@ pub(crate) const STRANGERS: [&str; 7] = [
     "2001:db8::1",
 ];
 
-const PORTS: [u16; 10] = [0, 22, 80, 81, 443, 5432, 8000, 8080, 9000, 65_535];
+pub const PORTS: [u16; 10] = [0, 22, 80, 81, 443, 5432, 8000, 8080, 9000, 65_535];
 
 /// SplitMix64: small, seeded, good enough.
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def0)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -64,16 +75,16 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub(crate) fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.bits() % limit as u64) as usize
     }
 
     /// True `percent` times in a hundred.
-    pub(crate) fn chance(&mut self, percent: usize) -> bool {
+    pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    pub(crate) fn pick<T: Clone>(&mut self, pool: &[T]) -> T {
+    pub fn pick<T: Clone>(&mut self, pool: &[T]) -> T {
         pool[self.below(pool.len())].clone()
     }
 
@@ -82,15 +93,15 @@ impl Random {
     }
 }
 
-pub(crate) fn cidr(text: &str) -> IpNet {
+pub fn cidr(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-pub(crate) fn address(text: &str) -> IpAddr {
+pub fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-pub(crate) fn world(random: &mut Random) -> World {
+pub fn world(random: &mut Random) -> World {
     let mut world = World::new(vec![cidr("10.0.0.0/16"), cidr("fd00::/64")], Vec::new());
     for index in 1..=2 + random.below(5) {
         let mut labels = Labels::new();
@@ -100,7 +111,7 @@ pub(crate) fn world(random: &mut Random) -> World {
         }
         labels.insert("build".into(), index.to_string());
         let mut addresses = vec![address(&format!("10.0.0.{index}"))];
-        if random.chance(40) {
+        if random.chance(65) {
             addresses.push(address(&format!("fd00::{index}")));
         }
         if random.chance(10) {
@@ -109,6 +120,7 @@ pub(crate) fn world(random: &mut Random) -> World {
         if random.chance(10) {
             // Perhaps somebody else's: two claimants.
             addresses.push(address("10.0.0.1"));
+            addresses.push(address("fd00::1"));
         }
         let mut workload = Workload::new(format!("w{index}"), labels, addresses);
         if random.chance(40) {
@@ -123,11 +135,11 @@ pub(crate) fn world(random: &mut Random) -> World {
             protocol: random.pick(&[6, 6, 17, 132]),
             port: random.pick(&[80, 8080, 5432]),
         });
-        workload.mode = match random.below(12) {
-            0 => Some(Mode::Observe),
-            1 | 2 => Some(Mode::Selective),
-            3 => Some(Mode::Isolate),
-            4..=7 => Some(Mode::Enforce),
+        workload.mode = match random.below(20) {
+            0 | 1 => Some(Mode::Observe),
+            2..=5 => Some(Mode::Selective),
+            6 => Some(Mode::Isolate),
+            7..=13 => Some(Mode::Enforce),
             _ => None,
         };
         if workload.mode == Some(Mode::Selective) {
@@ -139,9 +151,17 @@ pub(crate) fn world(random: &mut Random) -> World {
 }
 
 fn selective(random: &mut Random) -> SelectiveEntry {
+    let everything = PortSpec::Direct {
+        protocol: Protocol::Any,
+        ports: Ports::All,
+    };
     SelectiveEntry {
         direction: direction(random),
-        ports: direct(random, false),
+        ports: if random.chance(25) {
+            everything
+        } else {
+            direct(random, false)
+        },
     }
 }
 
@@ -156,7 +176,7 @@ fn metadata(name: impl Into<String>) -> Metadata {
     }
 }
 
-pub(crate) fn selector(random: &mut Random, may_be_empty: bool) -> Selector {
+pub fn selector(random: &mut Random, may_be_empty: bool) -> Selector {
     let mut selector = Selector::default();
     match random.below(if may_be_empty { 6 } else { 5 }) {
         0 | 1 => {
@@ -251,7 +271,7 @@ fn direct(random: &mut Random, named: bool) -> PortSpec {
             let ports = match protocol {
                 47 => Ports::All,
                 _ => Ports::Icmp {
-                    kind: random.pick(&[8, 128, 3]),
+                    kind: random.pick(&[8, 128, 3, 13, 139]),
                     code: random.chance(50).then_some(0),
                 },
             };
@@ -266,6 +286,9 @@ fn direct(random: &mut Random, named: bool) -> PortSpec {
 }
 
 fn ports(random: &mut Random) -> Vec<PortSpec> {
+    if random.chance(30) {
+        return Vec::new();
+    }
     random.some(3, |random| {
         if random.chance(15) {
             PortSpec::Service(random.pick(&["web", "mixed"]).into())
@@ -394,6 +417,18 @@ fn mode(random: &mut Random, index: usize) -> ModeObject {
     }
 }
 
+/// Everybody may do what nothing forbids.
+fn brownfield() -> ModeObject {
+    ModeObject {
+        metadata: metadata("brownfield"),
+        subject: Selector::default(),
+        mode: None,
+        enforce: Vec::new(),
+        default_action: Some(DefaultAction::Allow),
+        place: Place::default(),
+    }
+}
+
 fn grant(random: &mut Random, index: usize) -> Grant {
     let (ingress, egress) = random.pick(&[(true, false), (false, true), (true, true)]);
     let mut peers = vec![peer(random)];
@@ -412,7 +447,7 @@ fn grant(random: &mut Random, index: usize) -> Grant {
 }
 
 /// Objects of every kind that speaks about flows.
-pub(crate) fn objects(random: &mut Random) -> Vec<Object> {
+pub fn objects(random: &mut Random) -> Vec<Object> {
     let mut objects = vec![
         Object::AddressGroup(AddressGroup {
             metadata: metadata("office"),
@@ -444,6 +479,9 @@ pub(crate) fn objects(random: &mut Random) -> Vec<Object> {
     for index in 0..1 + random.below(6) {
         objects.push(Object::Policy(policy(random, index)));
     }
+    if random.chance(40) {
+        objects.push(Object::Mode(brownfield()));
+    }
     if random.chance(25) {
         // Verdicts that change more than once need several deadlines on one flow.
         for index in 0..3 {
@@ -471,7 +509,7 @@ pub(crate) fn objects(random: &mut Random) -> Vec<Object> {
 }
 
 /// A protocol and a port that it can have.
-pub(crate) fn protocol_and_port(random: &mut Random) -> (u8, u16) {
+pub fn protocol_and_port(random: &mut Random) -> (u8, u16) {
     match random.below(10) {
         0..=4 => (6, probe_port(random)),
         5 => (17, probe_port(random)),
@@ -486,6 +524,6 @@ fn probe_port(random: &mut Random) -> u16 {
     if random.chance(80) {
         random.pick(&PORTS)
     } else {
-        (random.next() & 0xffff) as u16
+        (random.bits() & 0xffff) as u16
     }
 }
