@@ -8,6 +8,7 @@ mod demo;
 mod deny;
 mod ebpf;
 mod estate;
+mod mutate;
 mod project;
 mod run;
 mod setup;
@@ -36,6 +37,8 @@ enum Verb {
     BuildEbpf(ebpf::BuildArgs),
     /// Run clippy on the kernel crate for the BPF target.
     ClippyEbpf,
+    /// Put faults into the kernel's sources, one at a time, and see that the tests notice.
+    Mutate(mutate::Args),
     /// Check the rules of this repository that the compiler does not know.
     Check,
     /// Write the generated code of proto.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&project, &args),
         Verb::BuildEbpf(args) => ebpf::build(&project, &args),
         Verb::ClippyEbpf => ebpf::clippy(&project),
+        Verb::Mutate(args) => mutate::run(&project, &args),
         Verb::Check => check::run(&project),
         Verb::Codegen(args) => codegen::run(&project, &args),
         Verb::Deny => deny::run(&project),

@@ -29,6 +29,11 @@ impl Project {
             .with_context(|| format!("{} is not inside the Cofferdam workspace", start.display()))
     }
 
+    /// A workspace whose place is known.
+    pub(crate) const fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
     /// The root of the workspace.
     pub(crate) fn root(&self) -> &Path {
         &self.root

@@ -6,7 +6,7 @@ mod inspect;
 mod sources;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -77,6 +77,22 @@ pub(crate) fn build(project: &Project, args: &BuildArgs) -> Result<()> {
     }
     print!("{} bytes, sha256 {sums}", object.len());
     Ok(())
+}
+
+/// Builds the object of a workspace and records nothing.
+pub(crate) fn object_of(
+    project: &Project,
+    toolchain: &bpf::BpfToolchain,
+    target_dir: &Path,
+) -> Result<Vec<u8>> {
+    build::object(project, toolchain, target_dir)
+}
+
+/// A number that changes with the sources of the object.
+pub(crate) fn sources_seed(project: &Project) -> Result<u64> {
+    let record = sources::record(project.root(), &project.tools_lock()?.rustc_commit)?;
+    let digits = record.get(..16).context("a digest is longer")?;
+    u64::from_str_radix(digits, 16).context("a digest is hexadecimal")
 }
 
 /// `cargo xtask clippy-ebpf`.

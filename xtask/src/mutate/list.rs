@@ -1,0 +1,84 @@
+//! The mutations: each breaks one thing that a packet, a record or a verdict depends on.
+
+/// A small change of the kernel's sources that some test must notice.
+pub(super) struct Mutation {
+    /// Path from the root of the workspace.
+    pub(super) file: &'static str,
+    /// Exact text, once in the file.
+    pub(super) text: &'static str,
+    /// What takes its place.
+    pub(super) replacement: &'static str,
+    /// What it breaks.
+    pub(super) breaks: &'static str,
+}
+
+macro_rules! mutations {
+    ($($file:literal { $($breaks:literal: $text:literal => $replacement:literal;)+ })+) => {
+        &[$($(Mutation {
+            file: $file,
+            text: $text,
+            replacement: $replacement,
+            breaks: $breaks,
+        },)+)+]
+    };
+}
+
+/// All of them.
+pub(super) const MUTATIONS: &[Mutation] = mutations! {
+    "datapath/src/verdict.rs" {
+        "isolation": "if endpoint.mode == mode::ISOLATE {" => "if endpoint.mode == u32::MAX {";
+        "isolation shrinks the failsafes": "flags & (failsafe_flags::CONTROLLER | failsafe_flags::FORENSIC) != 0" => "flags != 0";
+        "isolation of the peer": "query.peer.flags & addr_flags::ISOLATED != 0" => "query.peer.flags == u32::MAX";
+        "an isolated peer keeps forensics only": "return if flags & failsafe_flags::FORENSIC != 0 {" => "return if flags != 0 {";
+        "failsafes come before policy": "    if flags != 0 {\n        return Decision::by_failsafe(failsafe.rule);\n    }\n    by_policy" => "    by_policy";
+        "filters deny": "filter.action & 0xff == filter_action::DENY" => "filter.action & 0xff == filter_action::ALLOW";
+        "the mode softens filters": "let enforced = filter.action & filter_action::ENFORCED != 0;" => "let enforced = true;";
+        "observe drops nothing": "decision.allow = decision.evaluated || !decision.enforced_here;" => "decision.allow = decision.evaluated;";
+        "the draft enforces nothing": "decision.allow = decision.evaluated || !decision.enforced_here;" => "decision.allow = decision.draft || !decision.enforced_here;";
+        "the reason says that a mode observes": "(false, true) => DropReason::ModeObserve," => "(false, true) => decision.evaluated_reason,";
+        "the draft's verdict": "draft: cell.draft == verdict::ALLOW," => "draft: cell.enforced == verdict::ALLOW,";
+        "the draft's rule": "draft_rule: cell.draft_rule," => "draft_rule: cell.rule,";
+        "existing: keep": "keep: cell.flags & rule_flags::KEEP != 0," => "keep: cell.flags & rule_flags::AUDIT != 0,";
+        "selective modes": "enforced_here: cell.flags & rule_flags::ENFORCED != 0," => "enforced_here: true,";
+        "a deadline": "if lookup.boot_ns() >= cell.expiry {" => "if lookup.boot_ns() < cell.expiry {";
+        "the verdict after a deadline": "decision.evaluated = cell.after == verdict::ALLOW;" => "decision.evaluated = cell.enforced == verdict::ALLOW;";
+        "the reason after a deadline": "reason_of(cell.after_reason)" => "reason_of(cell.reason)";
+        "unknown matches no allow": "query.peer.identity == Identity::UNKNOWN.0" => "query.peer.identity == u32::MAX";
+        "a hole in the policy denies": "if endpoint.mode == mode::OBSERVE {" => "if endpoint.mode != mode::OBSERVE {";
+        "a failsafe for a whole protocol": "key.port = [0, 0];" => "key.port = [0, 1];";
+    }
+    "datapath/src/failsafe.rs" {
+        "DHCP is UDP": "if protocol != protocol::UDP {" => "if protocol != protocol::TCP {";
+        "DHCP's direction": "Direction::Ingress => matches!((src_port, dst_port), (67, 68) | (547, 546))," => "Direction::Ingress => matches!((src_port, dst_port), (68, 67) | (546, 547)),";
+        "DHCPv6": "(68, 67) | (546, 547)" => "(68, 67)";
+    }
+    "datapath/src/packet.rs" {
+        "options move the ports": "offset: l3 + ihl," => "offset: l3 + IPV4_MIN,";
+        "later fragments": "    if u16::from_be_bytes([frag_hi & 0x1f, frag_lo]) != 0 {" => "    if frag_hi & 0x1f == 0x1f {";
+        "length of an authentication header": "4 => (u32::from(length) + 2) * 4," => "4 => (u32::from(length) + 1) * 4,";
+        "control of the other family": "other if other != l4.control => IcmpClass::Other," => "0 => IcmpClass::Other,";
+        "redirects": "        5 => IcmpClass::Redirect," => "        5 => IcmpClass::Other,";
+        "neighbour discovery from afar": "is_ndp(out.policy_port) && hop_limit != 255" => "is_ndp(out.policy_port) && hop_limit == 0";
+        "impossible flags": "        && !(control & tcp::FIN != 0 && control & tcp::RST != 0)" => "";
+        "order of the ends": "        F::less(src, dst)" => "        F::less(dst, src)";
+    }
+    "datapath/src/conntrack.rs" {
+        "who ends the handshake": "State::SYN_RECEIVED if from_initiator => State::ESTABLISHED," => "State::SYN_RECEIVED => State::ESTABLISHED,";
+        "a reset that was not believed": "State::RESET if control & tcp::ACK != 0 => State::ESTABLISHED," => "State::RESET if control == 0 => State::ESTABLISHED,";
+        "who answers a SYN": "return if matches!(state, State::SYN_SENT) && !from_initiator {" => "return if matches!(state, State::SYN_SENT) {";
+        "who proves a datagram flow": "State::NEW if !from_initiator => State::REPLIED," => "State::NEW => State::REPLIED,";
+        "who has finished": "(_, true) => State::FIN_INITIATOR," => "(_, true) => State::FIN_RESPONDER,";
+    }
+    "datapath/src/pipeline/mod.rs" {
+        "an error quotes what its receiver sent": "if inner.src == w.packet.dst {" => "if inner.protocol != 255 {";
+        "a flow's own direction": "w.query.direction = flow_direction;" => "w.query.direction = w.direction;";
+    }
+    "datapath/src/pipeline/opening.rs" {
+        "a middle of nothing": "    if !opening {" => "    if is_reset(&w.packet) {";
+        "a spoofed source": "w.query.peer.flags & addr_flags::LOCAL != 0" => "w.query.peer.flags == u32::MAX";
+    }
+    "agent-ebpf/src/env.rs" {
+        "prefixes of unbound addresses": "prefix_len: $bits," => "prefix_len: $bits - 8,";
+        "the active slot": "inner!(RULES, self.slot, key)" => "inner!(RULES, self.slot ^ 1, key)";
+    }
+};
