@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything a developer or CI does with this repository beyond plain cargo.
 //! This file only dispatches; each verb lives in its own module.
 
+mod bench;
 mod cargo_test;
 mod check;
 mod codegen;
@@ -51,6 +52,8 @@ enum Verb {
     Demo(demo::Args),
     /// Run the kernel suites inside distribution kernels, under emulation. Exit status 3: a kernel cannot be had.
     Vm(vm::Args),
+    /// What the datapath costs, measured; needs root.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&project, &args),
         Verb::Demo(args) => demo::run(&project, &args),
         Verb::Vm(args) => vm::run(&project, &args),
+        Verb::Bench(args) => bench::run(&project, &args),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -618,7 +618,9 @@ pub fn enter_netns(config: &Config) -> Result<(), HostError> {
     }
 }
 
-fn datapath_config(config: &Config, hz: u32) -> datapath::abi::Config {
+/// The datapath's settings as the configuration says them; `hz`: kernel ticks per second.
+#[must_use]
+pub fn datapath_config(config: &Config, hz: u32) -> datapath::abi::Config {
     let mut flags = 0;
     if config.full_table == FullTable::Allow {
         flags |= config_flags::FULL_ALLOW;

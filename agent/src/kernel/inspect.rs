@@ -1,5 +1,7 @@
 //! Raw looks into the tables and single runs of the programs, for tests and diagnosis.
 
+use std::os::fd::OwnedFd;
+
 use datapath::abi::{DenyKey, DenyValue, Flow4, Flow6, Key4, Key6, maps};
 
 use super::host::{Kernel, OfflineKernel};
@@ -75,6 +77,15 @@ impl OfflineKernel {
 }
 
 impl Kernel {
+    /// A descriptor of one of the programs, for measuring it.
+    ///
+    /// # Errors
+    /// When the object has no such program, or the descriptor cannot be duplicated.
+    pub fn program_fd(&self, program: &'static str) -> Result<OwnedFd> {
+        self.with_programs(|programs| programs.with(program, |fd| fd.try_clone_to_owned()))?
+            .map_err(KernelError::system("duplicating a program's descriptor"))
+    }
+
     /// Runs one of the programs once over a frame with a `__sk_buff` of the caller (device, segments of a
     /// merged packet).
     ///

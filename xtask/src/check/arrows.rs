@@ -25,7 +25,7 @@ enum Aya {
 }
 
 /// The arrows of docs/architecture.md. Agent and controller never use each other.
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 10] = [
     Rule {
         package: "datapath",
         ours: &[],
@@ -64,6 +64,11 @@ const RULES: [Rule; 9] = [
     Rule {
         package: "xtask",
         ours: &[],
+        aya: Aya::Never,
+    },
+    Rule {
+        package: "bench",
+        ours: &["agent", "policy", "datapath"],
         aya: Aya::Never,
     },
     Rule {
