@@ -95,7 +95,7 @@ impl Asm {
     }
 
     /// Turns the low `bits` (16 or 32) into network byte order.
-    pub(crate) fn to_network(&mut self, dst: u8, bits: i32) -> &mut Self {
+    pub(crate) fn network_order(&mut self, dst: u8, bits: i32) -> &mut Self {
         self.put(0xdc, dst, 0, 0, bits)
     }
 

@@ -61,6 +61,8 @@ pub(crate) struct Case<'h> {
     pub(crate) expect: Expect,
     /// Most packets in a burst, where more would not fit the ring.
     pub(crate) most: Option<u32>,
+    /// Packets before each burst that are not timed: they bring back into the caches what other cases pushed out.
+    pub(crate) warm: u32,
     /// A reader empties the ring on another CPU meanwhile.
     pub(crate) reader: bool,
 }
@@ -85,6 +87,7 @@ impl<'h> Maker<'h> {
             frame,
             expect,
             most: None,
+            warm: 64,
             reader: false,
         }
     }
@@ -104,6 +107,11 @@ impl<'h> Maker<'h> {
         };
         let program = programs::rewriter(&what, self.host.ingress.as_fd())?;
         Ok(Runs::Rewritten(program, what))
+    }
+
+    /// Packets that touch nearly all of the policy, as far as the ring has room for their notices.
+    fn every_peer_twice(&self) -> u32 {
+        self.host.rules.saturating_mul(2).min(RING_ROOM)
     }
 
     fn peer(&self, port: u16, segment: Segment) -> Vec<u8> {
@@ -126,6 +134,7 @@ impl<'h> Maker<'h> {
             let runs = self.rewritten(PEERS, self.host.rules, order)?;
             let mut case = self.case("established", runs, ack.clone(), Expect::Established);
             case.label.flows = Some(*flows);
+            case.warm = flows.saturating_mul(2).min(200_000);
             cases.push(case);
         }
         Ok(cases)
@@ -181,7 +190,8 @@ impl<'h> Maker<'h> {
             ));
         }
         for case in &mut cases {
-            case.most = Some(RING_ROOM);
+            case.most = Some(NOTICED);
+            case.warm = self.every_peer_twice();
         }
         Ok(cases)
     }
@@ -204,11 +214,14 @@ impl<'h> Maker<'h> {
         let program = programs::rewriter(&what, self.host.ingress.as_fd())?;
         let syn = self.peer(SERVICE, Segment::Syn);
         let mut case = self.case(name, Runs::Rewritten(program, what), syn, Expect::New);
-        case.most = Some(RING_ROOM);
+        case.most = Some(NOTICED);
+        case.warm = self.every_peer_twice();
         case.reader = reader;
         Ok(vec![case])
     }
 }
 
+/// Packets in a burst each of which may be announced.
+const NOTICED: u32 = RING_ROOM / 2;
 /// Number of the first flow of the case with a reader: 300,000 of ten peers are 30,000 ports of each.
 const NEW_READER: u32 = 300_000;

@@ -118,7 +118,7 @@ impl Segment {
         }
     }
 
-    const fn from_peer(self) -> bool {
+    const fn is_peers(self) -> bool {
         matches!(self, Self::Syn | Self::Ack)
     }
 }
@@ -132,7 +132,7 @@ pub(crate) fn frame(
     segment: Segment,
 ) -> Vec<u8> {
     let (flags, sequence, acknowledgment) = segment.numbers();
-    let (from, to) = if segment.from_peer() {
+    let (from, to) = if segment.is_peers() {
         (peer_port, port)
     } else {
         (port, peer_port)
@@ -150,16 +150,16 @@ pub(crate) fn frame(
             out.extend([0x08, 0x00, 0x45, 0]);
             out.extend((length + 20).to_be_bytes());
             out.extend([0, 0, 0x40, 0, 64, 6, 0, 0]);
-            out.extend(if segment.from_peer() { peer } else { local });
-            out.extend(if segment.from_peer() { local } else { peer });
+            out.extend(if segment.is_peers() { peer } else { local });
+            out.extend(if segment.is_peers() { local } else { peer });
         }
         Family::V6 => {
             let (peer, local) = (peer6(peer).octets(), LOCAL6.octets());
             out.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
             out.extend(length.to_be_bytes());
             out.extend([6, 64]);
-            out.extend(if segment.from_peer() { peer } else { local });
-            out.extend(if segment.from_peer() { local } else { peer });
+            out.extend(if segment.is_peers() { peer } else { local });
+            out.extend(if segment.is_peers() { local } else { peer });
         }
     }
     out.extend(tcp);

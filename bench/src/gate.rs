@@ -86,7 +86,7 @@ impl Limits {
             let rows = report.two_cpus.iter().filter(|row| row.case == *case);
             let worst = rows.map(|row| row.ratio).fold(f64::NAN, f64::max);
             // A machine with one CPU has nothing to compare.
-            if report.machine.cpus > 1 && !(worst <= *most) {
+            if report.machine.cpus > 1 && (worst.is_nan() || worst > *most) {
                 found.push(format!(
                     "{case}: two CPUs cost {worst:.2} of one, the limit is {most:.2}"
                 ));
@@ -102,5 +102,100 @@ impl Limits {
             return Ok(());
         }
         bail!("beyond the limits:\n  {}", broken.join("\n  "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cases::Label;
+    use crate::measure::{Anchors, Effort, Row};
+    use crate::report::Machine;
+    use crate::smp::Shared;
+    use crate::tables::{Export, Memory};
+
+    fn row(family: Family, rules: u32, net_ns: f64) -> Row {
+        Row {
+            label: Label {
+                case: "established".into(),
+                family,
+                rules,
+                flows: Some(1),
+            },
+            gross_ns: net_ns + 30.0,
+            net_ns,
+            net_median_ns: net_ns,
+            lookups: net_ns / 30.0,
+            packets: 1,
+            lost: BTreeMap::new(),
+        }
+    }
+
+    fn report(v4: f64, v6: f64, few: f64, ratio: f64) -> Report {
+        Report {
+            machine: Machine::here(2),
+            effort: Effort {
+                rounds: 1,
+                burst_ms: 1,
+            },
+            probes: 1,
+            anchors: Anchors {
+                empty_ns: 30.0,
+                hash_hot_ns: 30.0,
+                hash_random_ns: 100.0,
+                real_time: true,
+            },
+            cases: vec![
+                row(Family::V4, FEW, few),
+                row(Family::V4, MANY, v4),
+                row(Family::V6, MANY, v6),
+            ],
+            two_cpus: vec![Shared {
+                case: "same flow".into(),
+                family: Family::V4,
+                one_ns: 40.0,
+                two_ns: 40.0 * ratio,
+                ratio,
+                rounds: 1,
+                lost: BTreeMap::new(),
+            }],
+            export: Export {
+                flows: 1,
+                capacity: 1,
+                read_ns: 1.0,
+                first_sweep_ns: 1.0,
+                sweep_ns: 1.0,
+            },
+            memory: Memory {
+                bytes_per_flow4: 1.0,
+                bytes_per_flow6: 1.0,
+                maps: Vec::new(),
+            },
+        }
+    }
+
+    #[test]
+    fn every_kind_of_limit_can_break() {
+        let limits: Limits = serde_json::from_str(
+            r#"{"lookups": [{"case": "established", "flows": 1, "most": 1.0}],
+                "two_cpus": {"same flow": 1.3}, "ipv6": 1.5, "rules": 1.1}"#,
+        )
+        .unwrap();
+        let broken = |report| limits.broken(&report).len();
+        assert_eq!(broken(report(20.0, 30.0, 20.0, 1.2)), 0);
+        assert_eq!(broken(report(31.0, 31.0, 31.0, 1.2)), 1, "too dear");
+        assert_eq!(broken(report(20.0, 35.0, 20.0, 1.2)), 1, "IPv6");
+        assert_eq!(broken(report(28.0, 30.0, 20.0, 1.2)), 1, "many rules");
+        assert_eq!(broken(report(20.0, 30.0, 20.0, 1.4)), 1, "two CPUs");
+        let mut unmeasured = report(20.0, 30.0, 20.0, 1.2);
+        unmeasured.cases.clear();
+        unmeasured.two_cpus.clear();
+        assert_eq!(broken(unmeasured), 2, "what was not measured is broken");
+    }
+
+    #[test]
+    fn the_checked_in_limits_are_readable() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("limits.json");
+        assert!(!Limits::read(&path).unwrap().lookups.is_empty());
     }
 }

@@ -187,7 +187,7 @@ fn measure(args: &Args) -> Result<Report> {
         }
     } else {
         Effort {
-            rounds: 15,
+            rounds: 12,
             burst_ms: 10,
         }
     };

@@ -268,7 +268,7 @@ impl Bench<'_> {
 
     /// Finds how many runs make a burst of the wanted length; this also warms everything up.
     fn calibrate(&self, timed: &mut [Timed<'_>]) -> Result<()> {
-        const TRIAL: u32 = 4_096;
+        const TRIAL: u32 = 2_048;
         for program in timed {
             let burst = self.burst(program, TRIAL)?;
             let wanted = self.effort.burst_ms as f64 * 1e6 / burst.ns().max(1.0);
@@ -296,6 +296,9 @@ impl Bench<'_> {
 
     fn round(&self, timed: &mut [Timed<'_>]) -> Result<()> {
         for program in timed {
+            if let Some(case) = program.case {
+                sys::test_run(program.fd, program.frame, case.warm)?;
+            }
             let burst = self.burst(program, program.runs)?;
             program.samples.0.push(burst.ns());
             program.packets += u64::from(burst.runs);

@@ -180,7 +180,7 @@ pub(crate) fn rewriter(what: &Rewrite, target: BorrowedFd<'_>) -> io::Result<Pro
     asm.op_reg(Op::Mov, 1, 9)
         .op(Op::Mod, 1, what.peers)
         .op(Op::Add, 1, what.base)
-        .to_network(1, 32)
+        .network_order(1, 32)
         .store(Width::Word, 7, offsets.address, 1);
     if let Order::Scan { ports } = what.order {
         asm.op_reg(Op::Mov, 1, 8).op(Op::And, 1, 0x7fff);
@@ -188,14 +188,14 @@ pub(crate) fn rewriter(what: &Rewrite, target: BorrowedFd<'_>) -> io::Result<Pro
             asm.op_reg(Op::Mov, 2, 9)
                 .op(Op::Shr, 2, 17)
                 .op(Op::Add, 2, 20_000)
-                .to_network(2, 16)
+                .network_order(2, 16)
                 .store(Width::Half, 7, offsets.other_port, 2);
         }
     } else {
         asm.op_reg(Op::Mov, 1, 9).op(Op::Div, 1, what.peers);
     }
     asm.op(Op::Add, 1, 1024)
-        .to_network(1, 16)
+        .network_order(1, 16)
         .store(Width::Half, 7, offsets.port, 1)
         .copy(1, 6)
         .map(2, programs.as_fd())

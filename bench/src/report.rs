@@ -161,7 +161,7 @@ impl Report {
         for rules in &rules {
             write!(out, " {rules} rules |")?;
         }
-        writeln!(out, " look-ups |")?;
+        writeln!(out, " in look-ups |")?;
         writeln!(out, "| --- | --- |{} --: |", " --: |".repeat(rules.len()))?;
         for (case, flows, family) in lines {
             let flows_text = match flows {
@@ -184,6 +184,10 @@ impl Report {
             }
             writeln!(out, " {:.2} |", lookups.unwrap_or(f64::NAN))?;
         }
+        writeln!(
+            out,
+            "\nLook-ups: the last column in hot look-ups. \\*: records were lost meanwhile (a full table of denials, counted)."
+        )?;
         Ok(())
     }
 }

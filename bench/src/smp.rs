@@ -125,7 +125,7 @@ fn new_flows(host: &Host, family: Family, effort: Effort, cpus: [usize; 2]) -> R
             fd: programs[index].as_fd(),
             frame: frame.clone(),
         }),
-        runs: RING_ROOM / 2,
+        runs: RING_ROOM / 4,
     };
     pair.measure(effort, cpus)
 }

@@ -25,9 +25,13 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
         ("--record", project.path("docs/benchmarks.md")),
     ];
     let mut command = run::cargo();
-    command
-        .current_dir(project.root())
-        .args(["run", "--release", "--locked", "--package=bench", "--"]);
+    command.current_dir(project.root()).args([
+        "run",
+        "--release",
+        "--locked",
+        "--package=bench",
+        "--",
+    ]);
     let mut arguments = args.arguments.iter().peekable();
     while let Some(argument) = arguments.next() {
         command.arg(argument);
