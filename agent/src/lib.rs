@@ -13,4 +13,5 @@ pub mod flows;
 pub mod kernel;
 mod metrics;
 pub mod reconcile;
+pub mod replay;
 pub mod standalone;

@@ -108,7 +108,20 @@ pub fn snapshot(
     addresses: &BTreeSet<IpAddr>,
     utc_ns: i64,
 ) -> Result<Snapshot, StandaloneError> {
-    let mut scenario = Scenario::parse(None, sources).map_err(StandaloneError::Problems)?;
+    let scenario = Scenario::parse(None, sources).map_err(StandaloneError::Problems)?;
+    snapshot_of(config, scenario, addresses, utc_ns)
+}
+
+/// [`snapshot`] of what was read already.
+///
+/// # Errors
+/// What does not fit.
+pub fn snapshot_of(
+    config: &Config,
+    mut scenario: Scenario,
+    addresses: &BTreeSet<IpAddr>,
+    utc_ns: i64,
+) -> Result<Snapshot, StandaloneError> {
     scenario
         .world
         .managed_networks

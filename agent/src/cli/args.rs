@@ -50,7 +50,8 @@ pub(super) struct Overrides {
 pub(super) enum Output {
     /// For people.
     Text,
-    /// For programs.
+    /// For programs; where there are many answers, one a line.
+    #[value(alias = "jsonl")]
     Json,
 }
 
@@ -113,11 +114,64 @@ pub(super) enum Verb {
         #[arg(long)]
         leave: Option<LeaveArgument>,
     },
+    /// Send a capture through the programs, on the capture's own clock, and say what becomes of every frame.
+    Replay(Replay),
     /// The configuration.
     Config {
         #[command(subcommand)]
         verb: ConfigVerb,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Replay {
+    /// Capture: pcap or pcapng; `-` is stdin.
+    #[arg(long, value_name = "FILE")]
+    pub(super) pcap: PathBuf,
+    /// Directory of policy files, as for `run --standalone`.
+    #[arg(long, value_name = "DIR")]
+    pub(super) policy: PathBuf,
+    /// Managed networks and workloads, as for `cofferdam policy eval`.
+    #[arg(long, value_name = "FILE")]
+    pub(super) inventory: Option<PathBuf>,
+    /// Whose traffic is judged: what these addresses send is egress, what they get is ingress.
+    #[arg(long, value_name = "CIDR", required = true, num_args = 1.., value_parser = network)]
+    pub(super) local: Vec<ipnet::IpNet>,
+    /// Mode of workloads about which policy says nothing [default: the configuration's; enforce where there is
+    /// no configuration file].
+    #[arg(long)]
+    pub(super) mode: Option<ModeArgument>,
+}
+
+/// A network, or an address that stands for itself.
+fn network(text: &str) -> Result<ipnet::IpNet, String> {
+    text.parse::<ipnet::IpNet>()
+        .or_else(|error| {
+            text.parse::<std::net::IpAddr>()
+                .map(ipnet::IpNet::from)
+                .map_err(|_| error)
+        })
+        .map_err(|error| error.to_string())
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum ModeArgument {
+    /// Nothing is dropped by policy.
+    Observe,
+    /// Listed ports are enforced.
+    Selective,
+    /// Policy is enforced.
+    Enforce,
+}
+
+impl From<ModeArgument> for policy::snapshot::Mode {
+    fn from(argument: ModeArgument) -> Self {
+        match argument {
+            ModeArgument::Observe => Self::Observe,
+            ModeArgument::Selective => Self::Selective,
+            ModeArgument::Enforce => Self::Enforce,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]

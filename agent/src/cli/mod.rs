@@ -4,6 +4,7 @@
 
 mod args;
 mod preflight;
+mod replay;
 mod verbs;
 
 use std::io::IsTerminal;
@@ -50,6 +51,8 @@ fn chain(error: &anyhow::Error) -> String {
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let mut config = load(&arguments)?;
+    let configured =
+        arguments.config.is_some() || std::path::Path::new(config::DEFAULT_PATH).exists();
     let output = arguments.output;
     match arguments.verb {
         Verb::Run { standalone, policy } => {
@@ -99,6 +102,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             verbs::apply(&config, output, within)?;
         }
         Verb::Panic { mode } => verbs::panic(&config, output, mode.into())?,
+        Verb::Replay(asked) => replay::run(config, configured, output, asked)?,
         Verb::Detach { leave } => verbs::detach(&config, output, leave.map(Into::into))?,
     }
     Ok(ExitCode::SUCCESS)

@@ -15,7 +15,7 @@ use datapath::drop_reason::DropReason;
 use serde::{Deserialize, Serialize};
 
 use super::content::{Content, Flat, Part};
-use super::loader::{self, CLOCK, Pins, Programs, TableSizes};
+use super::loader::{self, CLOCK, Pins, Programs, TableSizes, TimeSource};
 use super::map::RawMap;
 use super::pins::{PinDir, PinState};
 use super::sys::{self, TestRun};
@@ -90,7 +90,7 @@ pub struct OfflineKernel {
     dir: PinDir,
     active: ActiveCell,
     config: Table<u32, Config>,
-    clock: Table<u32, Clock>,
+    pub(super) clock: Table<u32, Clock>,
     failsafes: Table<FailsafeKey, FailsafeValue>,
     pub(crate) flows4: Table<Key4, Flow4>,
     pub(crate) flows6: Table<Key6, Flow6>,
@@ -467,12 +467,23 @@ impl Kernel {
         remembered: Option<&PinState>,
         object: &[u8],
     ) -> Result<Self> {
+        Self::open_at(root, sizes, remembered, object, TimeSource::Kernel)
+    }
+
+    /// As [`Self::open_object`], with a choice of the time.
+    pub(super) fn open_at(
+        root: &Path,
+        sizes: TableSizes,
+        remembered: Option<&PinState>,
+        object: &[u8],
+        time: TimeSource,
+    ) -> Result<Self> {
         super::features::refuse_unsupported()?;
         let dir = PinDir::prepare(root)?;
         let boot_id =
             super::clock::boot_id().map_err(KernelError::system("reading the boot id"))?;
         let remembered = remembered.filter(|state| state.boot_id == boot_id);
-        let (programs, pins) = loader::load(&dir, sizes, remembered, object)?;
+        let (programs, pins) = loader::load(&dir, sizes, remembered, object, time)?;
         let state = dir.state(&boot_id)?;
         Ok(Self {
             maps: OfflineKernel::open_dir(dir)?,

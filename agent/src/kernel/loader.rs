@@ -52,6 +52,18 @@ impl TableSizes {
     }
 }
 
+/// What the loaded programs take for the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeSource {
+    /// The kernel's clocks.
+    Kernel,
+    /// What user space writes before each frame: a capture is judged at its own time.
+    Written,
+}
+
+/// Read-only data of the object: not 0 makes the time [`TimeSource::Written`].
+const REPLAY: &str = "REPLAY";
+
 /// The loaded programs.
 pub struct Programs {
     bpf: Ebpf,
@@ -99,6 +111,7 @@ pub fn load(
     sizes: TableSizes,
     remembered: Option<&PinState>,
     object: &[u8],
+    time: TimeSource,
 ) -> Result<(Programs, Pins)> {
     let sizes = sizes.by_name();
     let pins = match dir.check(&sizes, remembered)? {
@@ -122,6 +135,9 @@ pub fn load(
         }
     }
     attribution::place_maps(dir, &mut loader)?;
+    if time == TimeSource::Written {
+        loader.override_global(REPLAY, &1u32, true);
+    }
     let mut bpf = loader
         .load(object)
         .map_err(|error| KernelError::Load(Box::new(error)))?;

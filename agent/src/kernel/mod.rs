@@ -17,6 +17,7 @@ pub mod loader;
 mod map;
 pub mod netns;
 pub mod pins;
+pub mod replay;
 pub mod ring;
 pub mod sockdiag;
 pub mod sockowner;
@@ -135,6 +136,11 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// Whether the kernel said `EINVAL` to a call that no map was part of.
+    pub(crate) fn is_invalid_argument(&self) -> bool {
+        matches!(self, Self::System { source, .. } if source.raw_os_error() == Some(libc::EINVAL))
+    }
+
     fn pin(path: &Path, source: io::Error) -> Self {
         Self::Pin {
             path: path.to_owned(),

@@ -67,6 +67,7 @@ pub(crate) const FOR_TESTS: &[Package] = &[
     Package::program("netcat-openbsd", "nc"),
     Package::program("iputils-ping", "ping"),
     Package::program("procps", "ps"),
+    Package::program("tshark", "tshark"),
 ];
 
 /// What building the kernel object uses besides the Rust toolchain.
