@@ -15,6 +15,7 @@ use std::env;
 use std::fs::OpenOptions;
 use std::io::Write;
 
+use agent::kernel::attribution::Attribution;
 use agent::kernel::features::Features;
 use agent::kernel::loader::TableSizes;
 use agent::kernel::{Kernel, KernelError};
@@ -119,8 +120,17 @@ fn every_program_is_within_its_budget() {
         return;
     };
     let kernel = Kernel::open(lab.pin(), SIZES, None).expect("opens");
+    let socket_hooks = kernel
+        .with_programs(|programs| Attribution::attach(kernel.dir(), programs, true))
+        .expect("the maps are there");
+    // Without cgroup2 none can be tried.
+    let missing = &socket_hooks.state().missing;
+    assert!(missing.keys().all(|hook| *hook == "all"), "{missing:?}");
     let programs = kernel.verified_instructions().expect("known");
-    assert!(programs.len() >= 3, "{programs:?}");
+    assert!(
+        programs.len() >= 3 + socket_hooks.state().hooks.len(),
+        "{programs:?}"
+    );
     let release = nix::sys::utsname::uname().expect("uname");
     let release = release.release().to_string_lossy();
     let mut log = env::var_os("COFFERDAM_VERIFIER_LOG").map(|path| {

@@ -65,7 +65,7 @@ impl Recorded {
     }
 
     /// Puts new results in place of those of the same kernels, in the order of the lock file.
-    pub(super) fn merge(&mut self, project: &Project, results: &[Judged]) -> Result<()> {
+    pub(super) fn merge(&mut self, project: &Project, results: &[&Judged]) -> Result<()> {
         let object =
             fs::read(project.path(OBJECT)).with_context(|| format!("cannot read {OBJECT}"))?;
         let object = sha256(&object);
