@@ -80,7 +80,7 @@ pub(super) fn judge(
         series: series.to_owned(),
         release: report.kernel.clone(),
         version: package.version.clone(),
-        object: String::new(),
+        object: plan.object.clone(),
         hook: report.preflight["hook"]
             .as_str()
             .unwrap_or("unknown")
@@ -182,6 +182,7 @@ mod tests {
         Plan {
             suites: SUITES.map(str::to_owned).into(),
             expected: Expected::parse(list).unwrap(),
+            object: String::new(),
         }
     }
 

@@ -24,7 +24,7 @@ use self::judge::Judged;
 use self::lock::Package;
 use self::record::Recorded;
 use self::suites::Programs;
-use crate::project::Project;
+use crate::project::{Project, sha256};
 
 /// Which kernels there are.
 const LOCK: &str = "xtask/vm/kernels.lock";
@@ -32,6 +32,7 @@ const LOCK: &str = "xtask/vm/kernels.lock";
 const EXPECTED: &str = "xtask/vm/expected.list";
 /// The results that `docs/kernels.md` is made of.
 const RESULTS: &str = "xtask/vm/results.json";
+const OBJECT: &str = "agent-ebpf/prebuilt/cofferdam.bpf.o";
 /// What people read.
 const PAGE: &str = "docs/kernels.md";
 
@@ -68,6 +69,8 @@ pub(crate) struct Args {
 struct Plan {
     suites: Vec<String>,
     expected: Expected,
+    /// SHA-256 of the kernel object that the agent carries.
+    object: String,
 }
 
 impl Plan {
@@ -129,6 +132,7 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
         let plan = Plan {
             suites: chosen(suites::all(project)?, &args.suite)?,
             expected,
+            object: object(project)?,
         };
         let programs = suites::build(project, &plan.suites)?;
         let mut results = Vec::new();
@@ -145,6 +149,11 @@ pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
         .into());
     }
     Ok(())
+}
+
+fn object(project: &Project) -> Result<String> {
+    let object = fs::read(project.path(OBJECT)).with_context(|| format!("cannot read {OBJECT}"))?;
+    Ok(sha256(&object))
 }
 
 /// The series asked for, or all.

@@ -10,9 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::judge::Judged;
 use super::lock;
 use super::{LOCK, PAGE, RESULTS};
-use crate::project::{Project, sha256};
-
-const OBJECT: &str = "agent-ebpf/prebuilt/cofferdam.bpf.o";
+use crate::project::Project;
 
 /// The contents of `xtask/vm/results.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,14 +64,8 @@ impl Recorded {
 
     /// Puts new results in place of those of the same kernels, in the order of the lock file.
     pub(super) fn merge(&mut self, project: &Project, results: &[&Judged]) -> Result<()> {
-        let object =
-            fs::read(project.path(OBJECT)).with_context(|| format!("cannot read {OBJECT}"))?;
-        let object = sha256(&object);
         for result in results {
-            let kernel = Kernel {
-                object: object.clone(),
-                ..result.record.clone()
-            };
+            let kernel = result.record.clone();
             self.kernels.retain(|other| other.series != kernel.series);
             self.kernels.push(kernel);
         }
