@@ -64,6 +64,8 @@ pub struct Config {
     /// How long `apply` waits for a confirmation unless told otherwise; zero = final at once.
     #[serde(with = "duration")]
     pub confirm_within: Duration,
+    /// What a change may cut while it waits for its confirmation.
+    pub breaker: Breaker,
     /// Flow records.
     pub flows: Flows,
     /// Learn which process owns a socket, by hooks of the root cgroup.
@@ -92,6 +94,7 @@ impl Default for Config {
             l2: L2::Pass,
             metrics_listen: None,
             confirm_within: Duration::from_secs(60),
+            breaker: Breaker::default(),
             flows: Flows::default(),
             attribution: true,
         }
@@ -286,6 +289,39 @@ pub enum L2 {
     Pass,
     /// They are dropped.
     Drop,
+}
+
+/// The deny-rate breaker: looks at a change while it waits for its confirmation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Breaker {
+    /// It trips when more distinct edges than this were in use and are denied now; 0 = never.
+    pub edges: u32,
+    /// For how long an edge counts as in use after it was seen.
+    #[serde(with = "duration")]
+    pub memory: Duration,
+    /// What follows.
+    pub action: OnTrip,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            edges: 10,
+            memory: Duration::from_secs(600),
+            action: OnTrip::Report,
+        }
+    }
+}
+
+/// What follows when the breaker trips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnTrip {
+    /// It is reported; the change goes on until its deadline.
+    Report,
+    /// It is reported, and what went before is enforced again at once.
+    FallBack,
 }
 
 /// Flow records.

@@ -101,6 +101,7 @@ impl Worker {
             self.collector.set_names(self.host.names());
             let mut records = self.collector.events(&events, &self.clock);
             self.joiner.fill(&mut records);
+            self.host.breaker_sees(&records);
             self.host.publish(&records);
             self.pending.extend(records);
         }
@@ -132,6 +133,7 @@ impl Worker {
             }
         };
         self.joiner.fill(&mut pass.records);
+        self.host.breaker_sees(&pass.records);
         self.host.publish(&pass.records);
         self.pending.extend(pass.records.iter().cloned());
         self.flush(pass.closed.clone(), true);

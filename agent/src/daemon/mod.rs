@@ -5,6 +5,7 @@
 
 pub mod adopt;
 mod attribution;
+mod breaker;
 pub mod collector;
 mod devices;
 pub mod status;
@@ -132,6 +133,7 @@ pub struct Host {
     attached: Mutex<Vec<Attached>>,
     seeded: Mutex<adopt::Seeded>,
     last_error: Mutex<String>,
+    breaker: Mutex<breaker::State>,
     /// Counters of the process.
     pub counters: Counters,
     /// This boot.
@@ -193,6 +195,7 @@ impl Host {
             attached: Mutex::default(),
             seeded: Mutex::default(),
             last_error: Mutex::default(),
+            breaker: Mutex::new(breaker::State::new(config.breaker, &config.state_dir)),
             counters: Counters::default(),
             boot_id,
             hz,
@@ -399,7 +402,7 @@ impl Host {
     /// # Errors
     /// When it is refused or fails; the old content stays.
     pub fn apply(&self, push: Push) -> Result<Applied, ApplyError> {
-        let result = self.engine().apply(push);
+        let result = self.apply_watched(push);
         match &result {
             Ok(_) => lock(&self.last_error).clear(),
             Err(error) => self.report_error(error),
@@ -415,6 +418,7 @@ impl Host {
     pub fn confirm(&self, revision: u64) -> Result<u64, ApplyError> {
         let result = self.engine().confirm(revision);
         if result.is_ok() {
+            self.breaker_rests();
             let mut sources = lock(&self.sources);
             if let Some(confirmed) = sources.waiting.take() {
                 sources.good = Some(confirmed);

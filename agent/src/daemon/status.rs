@@ -10,6 +10,7 @@ use super::{Host, adopt::Seeded};
 use crate::kernel::attach::Attached;
 use crate::kernel::attribution::State as Attribution;
 use crate::kernel::{KernelError, OfflineKernel, clock};
+use crate::reconcile::breaker::Trip;
 use crate::reconcile::failsafes::Failsafe;
 use crate::reconcile::store::Store;
 
@@ -50,6 +51,8 @@ pub struct Status {
     pub devices: Vec<Attached>,
     /// How much is learnt of who owns sockets.
     pub attribution: Attribution,
+    /// When the breaker tripped last.
+    pub breaker: Option<Trip>,
     /// Visible failsafes.
     pub failsafes: Vec<Failsafe>,
     /// Flows in the tables.
@@ -75,6 +78,8 @@ impl Status {
     /// When a map cannot be read.
     pub fn of(host: &Host) -> Result<Self, KernelError> {
         let mut status = Self::of_kernel(&host.kernel)?;
+        // Before the engine is held: a change holds both, in this order.
+        status.breaker = host.tripped();
         let engine = host.engine();
         status.daemon = true;
         status.workload = host.config.workload.name();
@@ -239,6 +244,12 @@ impl Status {
                 "fell back",
                 format!("revision {} was not confirmed", number("fell_back_from")),
             );
+        }
+        if let Some(trip) = value
+            .get("breaker")
+            .and_then(|trip| serde_json::from_value::<Trip>(trip.clone()).ok())
+        {
+            line("BREAKER", trip.to_string());
         }
         let devices: Vec<String> = list("devices")
             .iter()

@@ -448,6 +448,31 @@ impl<S: Slots, C: Clock> Engine<S, C> {
         Ok(applied)
     }
 
+    /// Takes the waiting change back before its deadline: what went before is enforced again, as if nobody had
+    /// confirmed.
+    ///
+    /// # Errors
+    /// When nothing, or another revision, waits.
+    pub fn fall_back(&mut self, revision: u64) -> Result<(), ApplyError> {
+        self.settle()?;
+        let word = self.slots.word();
+        let applied = self.active.as_ref().map_or(0, Active::revision);
+        if !word.is_pending() {
+            return Err(ApplyError::NothingPending { applied });
+        }
+        if revision != applied {
+            return Err(ApplyError::OtherPending {
+                pending: applied,
+                asked: revision,
+            });
+        }
+        // The kernel falls back by itself at a deadline that has passed; a crash after this write changes nothing.
+        let now = self.clock.boot_ns() / 1_000_000_000;
+        let over = ActiveWord::pending(word.generation(), word.slot(), now.min(word.deadline()));
+        self.slots.exchange(word, over)?;
+        self.settle().map(drop)
+    }
+
     /// Notices what the kernel did by itself, and clocks that moved. Call it every second or so.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! and activate it by one 64-bit write. On any error the old content stays. [`store`] keeps the last good
 //! snapshot on disk.
 
+pub mod breaker;
 mod change;
 mod engine;
 #[cfg(test)]
