@@ -74,11 +74,14 @@ fn a_change_that_cuts_five_edges_in_use_is_taken_back() {
     let revision = status(&scene.lab)["revision"].as_u64().expect("revision");
     scene.lab.allow(&[]);
     scene.lab.verb(&["apply", "--confirm-within", "300s"]);
-    let cut = scene.sessions.iter_mut().filter_map(|session| (!session.works()).then_some(()));
+    let cut = scene
+        .sessions
+        .iter_mut()
+        .filter_map(|session| (!session.works()).then_some(()));
     assert!(cut.count() >= 4, "the change cuts");
-    scene.lab.wait("the breaker trips", |lab| {
-        !status(lab)["breaker"].is_null()
-    });
+    scene
+        .lab
+        .wait("the breaker trips", |lab| !status(lab)["breaker"].is_null());
     let after = status(&scene.lab);
     let trip = &after["breaker"];
     assert_eq!(trip["count"], 5, "{trip}");
@@ -111,9 +114,9 @@ fn a_change_that_cuts_too_much_is_reported_and_goes_on() {
     for session in &mut scene.sessions {
         assert!(!session.works());
     }
-    scene.lab.wait("the breaker trips", |lab| {
-        !status(lab)["breaker"].is_null()
-    });
+    scene
+        .lab
+        .wait("the breaker trips", |lab| !status(lab)["breaker"].is_null());
     let after = status(&scene.lab);
     assert_eq!(after["breaker"]["fell_back"], false, "{after}");
     assert_eq!(after["pending"], true, "{after}");

@@ -105,7 +105,8 @@ impl Default for Config {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Devices {
-    /// Names or patterns with `*` and `?`. `auto` stands for every device that is up and not a loopback.
+    /// Names or patterns with `*` and `?`. `auto` stands for every Ethernet device, and any other that is up and
+    /// not a loopback.
     pub include: Vec<String>,
     /// Names or patterns that are left alone.
     pub exclude: Vec<String>,
@@ -135,7 +136,8 @@ impl Devices {
         }
         self.include.iter().any(|pattern| {
             if pattern == "auto" {
-                device.up
+                // An Ethernet device is armed before it is up: then there is no packet that it could miss.
+                device.up || device.ethernet
             } else {
                 matches(pattern, &device.name)
             }
@@ -577,6 +579,7 @@ mod tests {
             name: name.into(),
             up: true,
             loopback: name == "lo",
+            ethernet: name != "lo",
             addresses: vec![],
         };
         assert!(both.wants(&device("eth0")));

@@ -151,8 +151,7 @@ impl Host {
 }
 
 fn edge_of(view: &FlowView) -> Option<Edge> {
-    let answered =
-        view.packets_in > 0 && (view.protocol != protocol::TCP || view.packets_out > 1);
+    let answered = view.packets_in > 0 && (view.protocol != protocol::TCP || view.packets_out > 1);
     if !view.allowed || view.state.is_closed() || !answered {
         return None;
     }

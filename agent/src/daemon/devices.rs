@@ -1,13 +1,19 @@
 //! Arms the chosen devices, now and when they come or go.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tracing::{info, warn};
+use tokio::sync::Notify;
+use tracing::{debug, info, warn};
 
 use super::{Host, HostError, lock, system};
-use crate::kernel::{attach, devices};
+use crate::kernel::{KernelError, attach, devices};
+
+/// Before announcements that failed are subscribed to again.
+const RESUBSCRIBE: Duration = Duration::from_secs(1);
 
 impl Host {
     /// Addresses of this host.
@@ -38,6 +44,8 @@ impl Host {
             .collect();
         let armed = attach::armed_devices(self.kernel.dir())?;
         let mut attached = Vec::new();
+        let mut failed = None;
+        let live = !self.kernel.word().is_learning();
         for device in &wanted {
             // Ours already, and still there: nothing to do.
             if held.contains(&device.index) && armed.contains_key(&device.index) {
@@ -50,9 +58,19 @@ impl Host {
                 continue;
             }
             let now = self.kernel.with_programs(|programs| {
-                attach::attach(self.kernel.dir(), programs, device, self.config.hooks)
-            })?;
-            attached.push(now);
+                attach::attach(self.kernel.dir(), programs, device, self.config.hooks, live)
+            });
+            match now {
+                Ok(now) => attached.push(now),
+                Err(error) if is_gone(&error) => {
+                    debug!(device = %device.name, "gone before it was armed");
+                }
+                // One that cannot be armed keeps no other from it.
+                Err(error) => {
+                    warn!(device = %device.name, %error, "NOT armed");
+                    failed.get_or_insert(error);
+                }
+            }
         }
         // A device that is only down keeps its hooks.
         let keep = list
@@ -71,44 +89,79 @@ impl Host {
             );
         }
         *lock(&self.attached) = attached;
-        Ok(())
+        failed.map_or(Ok(()), |error| Err(error.into()))
     }
+}
+
+/// The device vanished between being listed and being hooked.
+fn is_gone(error: &KernelError) -> bool {
+    matches!(error, KernelError::Attach { source, .. }
+        if source.raw_os_error() == Some(libc::ENODEV))
 }
 
 /// Follows the kernel's announcements for as long as the daemon lives.
 pub(super) async fn follow(host: Arc<Host>) {
-    let mut changes = match devices::Changes::subscribe() {
-        Ok(changes) => changes,
-        Err(error) => {
-            host.report_error(&format!("following device changes: {error}"));
-            return;
-        }
-    };
+    // A change of policy takes its time, and no device waits for it to be armed.
+    let moved = Arc::new(Notify::new());
+    let mut readdressing = tokio::task::JoinSet::new();
+    readdressing.spawn(readdress(Arc::clone(&host), Arc::clone(&moved)));
     let mut known = host.own_addresses().unwrap_or_default();
     loop {
-        if let Err(error) = changes.next().await {
-            host.report_error(&format!("following device changes: {error}"));
-            return;
-        }
-        let (host, before) = (Arc::clone(&host), known.clone());
-        let done = tokio::task::spawn_blocking(move || look_again(&host, before)).await;
-        known = done.unwrap_or_default();
+        let error = match devices::Changes::subscribe() {
+            Ok(changes) => look_again(&host, changes, &mut known, &moved).await,
+            Err(error) => error,
+        };
+        host.report_error(&format!("following device changes: {error}"));
+        tokio::time::sleep(RESUBSCRIBE).await;
     }
 }
 
-/// Arms what is to be armed; gives the addresses as they are now.
-fn look_again(host: &Host, before: BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
-    let attempt = || {
-        host.attach_devices()?;
-        let now = host.own_addresses()?;
-        if now != before {
-            info!(addresses = now.len(), "own addresses changed");
-            host.readdress()?;
+/// Arms what is to be armed at every announcement, until announcements fail.
+async fn look_again(
+    host: &Arc<Host>,
+    mut changes: devices::Changes,
+    known: &mut BTreeSet<IpAddr>,
+    moved: &Notify,
+) -> io::Error {
+    loop {
+        // At once as well: something may have changed while nobody listened.
+        let looking = Arc::clone(host);
+        let done = tokio::task::spawn_blocking(move || {
+            if let Err(error) = looking.attach_devices() {
+                looking.report_error(&error);
+            }
+            looking.own_addresses()
+        })
+        .await;
+        match done {
+            Ok(Ok(now)) if now != *known => {
+                info!(addresses = now.len(), "own addresses changed");
+                *known = now;
+                moved.notify_one();
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => host.report_error(&error),
+            Err(error) => host.report_error(&error),
         }
-        Ok::<_, HostError>(now)
-    };
-    attempt().unwrap_or_else(|error| {
-        host.report_error(&error);
-        before.clone()
-    })
+        if let Err(error) = changes.next().await {
+            return error;
+        }
+    }
+}
+
+/// Makes what is applied follow the host's addresses.
+async fn readdress(host: Arc<Host>, moved: Arc<Notify>) {
+    loop {
+        moved.notified().await;
+        let host = Arc::clone(&host);
+        let done = tokio::task::spawn_blocking(move || {
+            if let Err(error) = host.readdress() {
+                host.report_error(&error);
+            }
+        })
+        .await;
+        if let Err(error) = done {
+            warn!(%error, "following new addresses was not finished");
+        }
+    }
 }

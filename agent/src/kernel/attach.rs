@@ -56,7 +56,7 @@ pub struct Attached {
     pub how: How,
 }
 
-/// Takes both hooks of a device. Safe to repeat.
+/// Takes both hooks of a device. Safe to repeat. `live`: policy is enforced already, and the device appeared later.
 ///
 /// # Errors
 /// When the kernel refuses a hook; the other hook may have been taken.
@@ -65,10 +65,18 @@ pub fn attach(
     programs: &Programs,
     device: &Device,
     hooks: Hooks,
+    live: bool,
 ) -> Result<Attached> {
-    // Egress first: between the two, replies are tracked rather than dropped for want of a flow.
-    let out = attach_hook(dir, programs, device, hooks, false)?;
-    let into = attach_hook(dir, programs, device, hooks, true)?;
+    // The kernel answers only after a grace period, for the whole of which the other hook is free.
+    let (out, into) = if live {
+        // What comes in is stopped first; an answer that is dropped meanwhile is sent again.
+        let into = attach_hook(dir, programs, device, hooks, true)?;
+        (attach_hook(dir, programs, device, hooks, false)?, into)
+    } else {
+        // Nothing is dropped yet, and what goes out is to be known before its answer comes.
+        let out = attach_hook(dir, programs, device, hooks, false)?;
+        (out, attach_hook(dir, programs, device, hooks, true)?)
+    };
     let new = matches!(out, How::Linked | How::Filter);
     let how = if new { out } else { into };
     info!(device = %device.name, ifindex = device.index, how = ?how, "device armed");

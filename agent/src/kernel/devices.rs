@@ -20,6 +20,8 @@ pub struct Device {
     pub up: bool,
     /// Loopback.
     pub loopback: bool,
+    /// Its frames have Ethernet headers.
+    pub ethernet: bool,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
 }
@@ -46,8 +48,14 @@ pub fn list() -> io::Result<Vec<Device>> {
             name,
             up: entry.flags.contains(InterfaceFlags::IFF_UP),
             loopback: entry.flags.contains(InterfaceFlags::IFF_LOOPBACK),
+            ethernet: false,
             addresses: Vec::new(),
         });
+        device.ethernet |= entry
+            .address
+            .as_ref()
+            .and_then(|address| address.as_link_addr())
+            .is_some_and(|link| link.hatype() == libc::ARPHRD_ETHER);
         let address = entry.address.and_then(|address| {
             address
                 .as_sockaddr_in()
@@ -94,6 +102,9 @@ pub fn matches(pattern: &str, name: &str) -> bool {
     go(pattern.as_bytes(), name.as_bytes())
 }
 
+/// Most announcements that are taken for one.
+const BURST: usize = 1024;
+
 /// Announcements of the kernel that devices, addresses or filters changed.
 #[derive(Debug)]
 pub struct Changes {
@@ -123,7 +134,8 @@ impl Changes {
         })
     }
 
-    /// Waits for the next change. What changed is found by looking again: messages may be lost.
+    /// Waits for the next change, and takes all that were announced by then for one. What changed is found by
+    /// looking again: messages may be lost.
     ///
     /// # Errors
     /// When the socket fails; an overrun is a change.
@@ -131,12 +143,22 @@ impl Changes {
         loop {
             let mut ready = self.socket.readable().await?;
             match ready.try_io(|socket| socket.get_ref().recv_from_full()) {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(()),
+                Ok(Ok(_)) => break,
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => break,
                 Ok(Err(error)) => return Err(error),
                 Err(_would_block) => {}
             }
         }
+        // The rest of a burst. Bounded: whoever never stops announcing must not keep devices from being armed.
+        for _ in 0..BURST {
+            match self.socket.get_ref().recv_from_full() {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
