@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use agent::kernel::attach::armed_devices;
 use agent::kernel::pins::PinDir;
-use common::{LONG, Lab, in_namespace};
+use common::{Lab, in_namespace, patience};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 const ROUNDS: usize = 50;
@@ -98,7 +98,10 @@ fn watch(pins: &PinDir, ready: &mpsc::Sender<()>, seen: &mpsc::Sender<Seen>, sto
             continue;
         }
         while !armed_devices(pins).is_ok_and(|armed| armed.contains_key(&index)) {
-            assert!(began.elapsed() < LONG, "device {index} is never armed");
+            assert!(
+                began.elapsed() < patience(),
+                "device {index} is never armed"
+            );
             std::thread::park_timeout(Duration::from_micros(100));
         }
         let took = began.elapsed();
@@ -143,13 +146,13 @@ fn a_device_that_comes_and_goes_fifty_times_under_traffic_is_armed_each_time() {
                 std::thread::park_timeout(Duration::from_micros(500));
             }
         });
-        ready.recv_timeout(LONG).expect("the watch");
+        ready.recv_timeout(patience()).expect("the watch");
         let mut buffer = [0; 8];
         for round in 0..ROUNDS {
             // Every third under the index of the one before; every other one is up from its first moment.
             let index = (round % 3 != 0).then_some(4000);
             appear(&lab, round % 2 == 1, index);
-            let new = seen.recv_timeout(LONG).expect("armed");
+            let new = seen.recv_timeout(patience()).expect("armed");
             if let Some(index) = index {
                 assert_eq!(new.index, index);
             }

@@ -57,8 +57,13 @@ impl Host {
                 );
                 continue;
             }
+            let take = if live {
+                attach::attach_late
+            } else {
+                attach::attach
+            };
             let now = self.kernel.with_programs(|programs| {
-                attach::attach(self.kernel.dir(), programs, device, self.config.hooks, live)
+                take(self.kernel.dir(), programs, device, self.config.hooks)
             });
             match now {
                 Ok(now) => attached.push(now),

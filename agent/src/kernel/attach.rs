@@ -56,11 +56,33 @@ pub struct Attached {
     pub how: How,
 }
 
-/// Takes both hooks of a device. Safe to repeat. `live`: policy is enforced already, and the device appeared later.
+/// Takes both hooks of a device before policy is enforced. Safe to repeat.
 ///
 /// # Errors
 /// When the kernel refuses a hook; the other hook may have been taken.
 pub fn attach(
+    dir: &PinDir,
+    programs: &Programs,
+    device: &Device,
+    hooks: Hooks,
+) -> Result<Attached> {
+    attach_both(dir, programs, device, hooks, false)
+}
+
+/// Takes both hooks of a device that appeared while policy is enforced. Safe to repeat.
+///
+/// # Errors
+/// When the kernel refuses a hook; the other hook may have been taken.
+pub fn attach_late(
+    dir: &PinDir,
+    programs: &Programs,
+    device: &Device,
+    hooks: Hooks,
+) -> Result<Attached> {
+    attach_both(dir, programs, device, hooks, true)
+}
+
+fn attach_both(
     dir: &PinDir,
     programs: &Programs,
     device: &Device,
