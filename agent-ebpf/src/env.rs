@@ -31,7 +31,7 @@ pub struct Kernel {
 
 /// The value behind a key in a map given by address.
 #[inline(always)]
-fn lookup<K, V>(map: *mut c_void, key: &K) -> Option<NonNull<V>> {
+pub fn lookup<K, V>(map: *mut c_void, key: &K) -> Option<NonNull<V>> {
     // SAFETY: the map's key type is `K` (its declaration says so) and the verifier checks both sizes.
     NonNull::new(unsafe { bpf_map_lookup_elem(map, ptr::from_ref(key).cast()) }.cast())
 }

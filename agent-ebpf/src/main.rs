@@ -17,6 +17,7 @@
 mod attribution;
 mod clock;
 mod env;
+mod fragments;
 mod maps;
 mod skb;
 
@@ -25,9 +26,10 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use datapath::abi::{Clock, config_flags};
 use datapath::drop_reason::DropReason;
+use datapath::fragment;
 use datapath::ids::Direction;
 use datapath::packet::{V4, V6, parse4, parse6};
-use datapath::pipeline::{Action, Workspace, process};
+use datapath::pipeline::{Action, Workspace};
 
 use crate::env::Kernel;
 use crate::skb::Frame;
@@ -72,7 +74,13 @@ fn judge(skb: *mut __sk_buff, direction: Direction) -> i32 {
     let protocol = u16::from_be(unsafe { (*skb).protocol } as u16);
     match protocol {
         0x0800 => judge4(skb, direction as u32),
-        0x86dd => judge6(skb, direction as u32),
+        0x86dd => match Kernel::new(skb).scratch(0) {
+            Some(scratch) => {
+                let reason = read6(skb, &mut scratch.work6);
+                judge6(skb, &mut scratch.work6, direction as u32, reason)
+            }
+            None => DROP,
+        },
         other => not_ip(skb, other),
     }
 }
@@ -84,33 +92,25 @@ fn judge4(skb: *mut __sk_buff, direction: u32) -> i32 {
         return DROP;
     };
     let w = &mut scratch.work4;
-    match parse4(&Frame::new(skb), ETHERNET, &mut w.packet) {
-        Ok(()) => action(process::<V4, _>(
-            env,
-            w,
-            Direction::from_u8(direction as u8),
-        )),
-        Err(reason) => unparsable(&env, reason),
+    let parsed = parse4(&Frame::new(skb), ETHERNET, &mut w.packet);
+    match fragment::judge::<V4, _>(env, w, Direction::from_u8(direction as u8), parsed) {
+        Ok(judged) => action(judged),
+        Err(reason) => unparsable(&env, reason, w.packet.known_weight()),
     }
 }
 
 #[inline(never)]
-fn judge6(skb: *mut __sk_buff, direction: u32) -> i32 {
+fn judge6(skb: *mut __sk_buff, w: &mut Workspace<V6>, direction: u32, reason: u32) -> i32 {
     let env = Kernel::new(skb);
-    let Some(scratch) = env.scratch(0) else {
-        return DROP;
+    let parsed = match DropReason::from_u8(reason as u8) {
+        Some(DropReason::None) => Ok(()),
+        Some(reason) => Err(reason),
+        None => Err(DropReason::MalformedIp),
     };
-    let w = &mut scratch.work6;
-    let reason = read6(skb, w);
-    if reason != DropReason::None as u32 {
-        let reason = DropReason::from_u8(reason as u8).unwrap_or(DropReason::MalformedIp);
-        return unparsable(&env, reason);
+    match fragment::judge::<V6, _>(env, w, Direction::from_u8(direction as u8), parsed) {
+        Ok(judged) => action(judged),
+        Err(reason) => unparsable(&env, reason, w.packet.known_weight()),
     }
-    action(process::<V6, _>(
-        env,
-        w,
-        Direction::from_u8(direction as u8),
-    ))
 }
 
 /// Parses into the workspace and gives the number of the drop reason. In a frame of its own: what the parser
@@ -141,8 +141,11 @@ fn weight(env: &Kernel) -> (u64, u64) {
 
 /// No parse failure ever allows, unless nothing is enforced on this host at all.
 #[inline(always)]
-fn unparsable(env: &Kernel, reason: DropReason) -> i32 {
-    let (packets, bytes) = weight(env);
+fn unparsable(env: &Kernel, reason: DropReason, known: Option<(u64, u64)>) -> i32 {
+    let (packets, bytes) = match known {
+        Some(weight) => weight,
+        None => weight(env),
+    };
     if env.nothing_enforced() {
         env.tally(DropReason::ModeObserve, packets, bytes);
         return NEXT;

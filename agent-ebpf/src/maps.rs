@@ -1,10 +1,11 @@
 //! The maps, declared once; names, keys and values are `datapath::abi`'s.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use datapath::abi::{
     AddrValue, ClassKey, ClassValue, Clock, Config, Counter, DenyKey, DenyValue, EndpointValue,
-    FailsafeValue, FilterValue, Flow4, Flow6, Key4, Key6, Loss, RuleValue,
+    FailsafeValue, FilterValue, Flow4, Flow6, FragmentKey, FragmentValue, Key4, Key6, Loss,
+    RuleValue,
 };
 use datapath::drop_reason::DropReason;
 use datapath::packet::{V4, V6};
@@ -82,6 +83,10 @@ pub static FLOWS6: HashMap<Key6, Flow6, FLOWS> = HashMap::new();
 /// Denials, aggregated.
 #[btf_map]
 pub static DENIES: HashMap<DenyKey, DenyValue, 65_536> = HashMap::new();
+
+/// Packets that come in fragments, for a few seconds each.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue, 8_192> = LruHashMap::new();
 
 /// Notices to the agent. `()`: a typed ring is refused by libbpf and bpftool.
 #[btf_map]

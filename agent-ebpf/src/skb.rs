@@ -4,6 +4,9 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use datapath::packet::PacketRead;
 
+/// Headers begin below this offset.
+const DIRECT: u32 = 0x8000;
+
 /// A frame at a TC hook.
 #[derive(Clone, Copy)]
 pub struct Frame {
@@ -36,8 +39,9 @@ impl PacketRead for Frame {
     fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         // SAFETY: the context is valid while the program runs.
         let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        // The verifier believes in direct access below its MAX_PACKET_OFF (0xffff) only, and no header lies beyond.
         let start = data + offset as usize;
-        if start + N <= end {
+        if offset < DIRECT && start + N <= end {
             // SAFETY: the N bytes lie before `data_end`, as the verifier demands to see; bytes need no alignment.
             return Some(unsafe { *(start as *const [u8; N]) });
         }

@@ -5,6 +5,10 @@
 //! arrays, and a size assertion next to every type. A change of any layout needs a new
 //! [`ABI_VERSION`], which is part of the pin path.
 
+mod fragment;
+
+pub use fragment::{FragmentKey, FragmentValue};
+
 use core::mem::{offset_of, size_of};
 
 /// Version of every layout in this crate; part of the pin path and of the record header.
@@ -43,6 +47,8 @@ pub mod maps {
     pub const FLOWS6: &str = "FLOWS6";
     /// Hash of [`super::DenyKey`] → [`super::DenyValue`].
     pub const DENIES: &str = "DENIES";
+    /// LRU hash of [`super::FragmentKey`] → [`super::FragmentValue`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Ring buffer of [`super::Event`].
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU array of [`super::Counter`] by drop reason.
@@ -588,18 +594,21 @@ pub enum Loss {
     ReplacedUnread = 3,
     /// A packet passed untracked (configured for a full table).
     Untracked = 4,
+    /// No room to remember a packet that comes in fragments.
+    FragmentTableFull = 5,
 }
 
 impl Loss {
     /// Length of the LOSSES array.
     pub const SLOTS: usize = 16;
     /// Every cause.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::RingFull,
         Self::DenyTableFull,
         Self::FlowTableFull,
         Self::ReplacedUnread,
         Self::Untracked,
+        Self::FragmentTableFull,
     ];
 
     /// The name in metrics and records.
@@ -611,6 +620,7 @@ impl Loss {
             Self::FlowTableFull => "flow-table-full",
             Self::ReplacedUnread => "replaced-unread",
             Self::Untracked => "untracked",
+            Self::FragmentTableFull => "fragment-table-full",
         }
     }
 }

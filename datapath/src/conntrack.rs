@@ -115,7 +115,7 @@ pub const fn tcp_step(state: State, from_initiator: bool, flags: u8) -> State {
         };
     }
     match state {
-        State::SYN_RECEIVED if from_initiator => State::ESTABLISHED,
+        State::SYN_RECEIVED if from_initiator && control & tcp::ACK != 0 => State::ESTABLISHED,
         // Traffic after a reset: the reset was not believed, so neither is it here.
         State::RESET if control & tcp::ACK != 0 => State::ESTABLISHED,
         other => other,

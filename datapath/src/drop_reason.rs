@@ -72,7 +72,7 @@ reasons! {
     RstWithoutFlow = 12, "rst-without-flow", State, "A TCP reset for a connection that is not tracked.";
     IcmpUnrelated = 13, "icmp-unrelated", State, "An ICMP error that quotes no packet of a tracked flow.";
     IcmpRedirect = 14, "icmp-redirect", Packet, "An ICMP redirect; a neighbour may not change routes.";
-    NdpInvalid = 15, "ndp-invalid", Packet, "Neighbour discovery that did not come from this link (hop limit is not 255).";
+    NdpInvalid = 15, "ndp-invalid", Packet, "Neighbour, multicast listener or router discovery that did not come from this link.";
     Truncated = 16, "truncated", Packet, "The packet ends before its headers do.";
     MalformedIp = 17, "malformed-ip", Packet, "An IP header with an impossible version, header length or total length.";
     UnknownExtension = 18, "unknown-extension", Packet, "An IPv6 extension header chain that is unknown or too long.";
@@ -86,6 +86,8 @@ reasons! {
     Contended = 26, "contended", Resource, "The flow table's set was busy for too long.";
     StaleFlow = 27, "stale-flow", State, "A reply that came after its flow's idle timeout.";
     NonIp = 28, "non-ip", Packet, "A frame that is neither IP nor ARP, with `l2: drop` configured.";
+    FragmentInvalid = 29, "fragment-invalid", Packet, "A fragment that hides or rewrites headers, or any fragment after one that did.";
+    FragmentTableFull = 30, "fragment-table-full", Resource, "No room to remember the ports of a packet that comes in fragments.";
 }
 
 impl DropReason {

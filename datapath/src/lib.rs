@@ -13,6 +13,7 @@ pub mod conntrack;
 pub mod drop_reason;
 pub mod failsafe;
 pub mod flow;
+pub mod fragment;
 pub mod ids;
 pub mod owner;
 pub mod packet;

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 use datapath::abi::{
     ActiveWord, Clock, Config, Counter, DenyKey, DenyValue, FailsafeKey, FailsafeValue, Flow4,
-    Flow6, Key4, Key6, Loss, SLOTS, maps, panic,
+    Flow6, FragmentKey, FragmentValue, Key4, Key6, Loss, SLOTS, maps, panic,
 };
 use datapath::drop_reason::DropReason;
 use serde::{Deserialize, Serialize};
@@ -95,6 +95,7 @@ pub struct OfflineKernel {
     pub(crate) flows4: Table<Key4, Flow4>,
     pub(crate) flows6: Table<Key6, Flow6>,
     pub(crate) denies: Table<DenyKey, DenyValue>,
+    pub(crate) fragments: Table<FragmentKey, FragmentValue>,
     reasons: PerCpu<Counter>,
     losses: PerCpu<u64>,
 }
@@ -124,6 +125,7 @@ impl OfflineKernel {
             flows4: table(&dir, maps::FLOWS4)?,
             flows6: table(&dir, maps::FLOWS6)?,
             denies: table(&dir, maps::DENIES)?,
+            fragments: table(&dir, maps::FRAGMENTS)?,
             reasons: PerCpu::open(&dir.map(maps::REASONS)).map_err(pin(maps::REASONS))?,
             losses: PerCpu::open(&dir.map(maps::LOSSES)).map_err(pin(maps::LOSSES))?,
             dir,

@@ -2,7 +2,9 @@
 
 use std::os::fd::OwnedFd;
 
-use datapath::abi::{DenyKey, DenyValue, Flow4, Flow6, Key4, Key6, maps};
+use datapath::abi::{
+    DenyKey, DenyValue, Flow4, Flow6, FragmentKey, FragmentValue, Key4, Key6, maps,
+};
 
 use super::host::{Kernel, OfflineKernel};
 use super::sys::{self, TestRun};
@@ -37,6 +39,28 @@ impl OfflineKernel {
         self.denies
             .entries()
             .map_err(KernelError::map(maps::DENIES, "read"))
+    }
+
+    /// Every packet that comes in fragments.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    pub fn fragment_entries(&self) -> Result<Vec<(FragmentKey, FragmentValue)>> {
+        self.fragments
+            .entries()
+            .map_err(KernelError::map(maps::FRAGMENTS, "read"))
+    }
+
+    /// Writes what is remembered of a packet in fragments; `None` forgets it.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    pub fn put_fragment(&self, key: &FragmentKey, value: Option<&FragmentValue>) -> Result<()> {
+        match value {
+            Some(value) => self.fragments.set(key, value),
+            None => self.fragments.remove(key).map(drop),
+        }
+        .map_err(KernelError::map(maps::FRAGMENTS, "write"))
     }
 
     /// Writes an IPv4 entry as it is; `None` removes it.

@@ -42,7 +42,7 @@ const fn spec(name: &'static str, kind: u32, key: usize, value: usize, flags: u3
 }
 
 /// Every map that user space and kernel share, all of them pinned.
-pub(crate) const SPECS: [Spec; 18] = [
+pub(crate) const SPECS: [Spec; 19] = [
     spec(
         maps::CONFIG,
         sys::TYPE_ARRAY,
@@ -85,6 +85,13 @@ pub(crate) const SPECS: [Spec; 18] = [
         sys::TYPE_HASH,
         size_of::<abi::DenyKey>(),
         size_of::<abi::DenyValue>(),
+        0,
+    ),
+    spec(
+        maps::FRAGMENTS,
+        sys::TYPE_LRU_HASH,
+        size_of::<abi::FragmentKey>(),
+        size_of::<abi::FragmentValue>(),
         0,
     ),
     spec(maps::EVENTS, sys::TYPE_RINGBUF, 0, 0, 0),

@@ -5,7 +5,7 @@ use datapath::packet::tcp::{ACK, SYN};
 use datapath::sim::Content;
 use datapath::sim::packets::{end, tcp, udp};
 
-use crate::support::frames::{as_fragment, ethernet, with_extension, with_ip_options};
+use crate::support::frames::{ethernet, with_extension, with_ip_options};
 use crate::support::scene::{LOCAL6, PEER6, Scene, client, policy, server, set_mode};
 use crate::support::twin::default_config;
 
@@ -49,28 +49,6 @@ fn ipv4_options_move_the_ports() {
     let mut cut = syn;
     cut[14] = 0x4f;
     s.drop_in(&cut, "reason:malformed-ip+1/40");
-}
-
-#[test]
-fn pieces() {
-    let Some(mut s) = Scene::open(Content::default()) else {
-        return;
-    };
-    let syn = tcp(client(), server(), SYN, 8);
-    s.pass_in(
-        &as_fragment(syn.clone(), 0, true),
-        "flow:syn-sent out+1/48 event:new",
-    );
-    s.drop_in(&as_fragment(syn.clone(), 1, true), "reason:fragment+1/48");
-    s.drop_in(&as_fragment(syn.clone(), 1, false), "reason:fragment+1/48");
-    s.drop_in(&as_fragment(syn, 0x1fff, false), "reason:fragment+1/48");
-    let syn = tcp(end(PEER6, 5), end(LOCAL6, 443), SYN, 8);
-    s.pass_in(
-        &as_fragment(syn.clone(), 0, true),
-        "flow:syn-sent out+1/76 event:new",
-    );
-    s.drop_in(&as_fragment(syn.clone(), 1, true), "reason:fragment+1/76");
-    s.drop_in(&as_fragment(syn, 0x1fff, false), "reason:fragment+1/76");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod support;
 
 mod broken;
 mod datagrams;
+mod fragments;
 mod limits;
 mod merged;
 mod operator;

@@ -150,7 +150,7 @@ impl Rig {
         events
     }
 
-    /// Empties flows, denials and the ring; counters go on.
+    /// Empties flows, denials, fragments and the ring; counters go on.
     pub fn clear(&mut self) {
         for (key, _) in self.kernel.entries4().expect("flows") {
             self.kernel.put4(&key, None).expect("flows");
@@ -160,6 +160,9 @@ impl Rig {
         }
         for (key, _) in self.kernel.denial_entries().expect("denials") {
             self.kernel.put_denial(&key, None).expect("denials");
+        }
+        for (key, _) in self.kernel.fragment_entries().expect("fragments") {
+            self.kernel.put_fragment(&key, None).expect("fragments");
         }
         self.drain();
     }

@@ -3,7 +3,8 @@
 //! A step names all that changed, in words separated by blanks; a trace that nobody wrote down fails the test:
 //! `flow:syn-sent` a new entry, `state:a>b`, `gen:1>2`, `why:a>b` (the reason in an entry), `out+1/40` and `in+1/40`
 //! packets and bytes in entries seen from the initiator, `reason:default-deny+1/40`, `deny:new` a new aggregate,
-//! `denied+1/40` in aggregates, `event:new`, `event:close`, `event:deny`, `loss:ring-full+1`.
+//! `denied+1/40` in aggregates, `event:new`, `event:close`, `event:deny`, `loss:ring-full+1`, `fragment:known`,
+//! `fragment:poisoned`, `fragment:gone` what is remembered of packets in fragments.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
@@ -444,6 +445,19 @@ fn changes_between(old: &State, new: &State) -> Vec<String> {
     }
     if denied != (0, 0) {
         out.push(format!("denied+{}/{}", denied.0, denied.1));
+    }
+    for (key, value) in &new.fragments {
+        let state = value.split(' ').next().unwrap_or_default();
+        match old.fragments.get(key) {
+            None => out.push(format!("fragment:{state}")),
+            Some(was) if !was.starts_with(state) => out.push(format!("fragment:{state}")),
+            Some(_) => {}
+        }
+    }
+    for key in old.fragments.keys() {
+        if !new.fragments.contains_key(key) {
+            out.push("fragment:gone".into());
+        }
     }
     for event in new.events.iter().skip(old.events.len()) {
         let kind = match event.split_whitespace().nth(1) {

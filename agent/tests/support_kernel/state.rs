@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
-use datapath::abi::{Body, DenyKey, DenyValue, Event, Flow4, Flow6, Key4, Key6, Loss};
+use datapath::abi::{
+    Body, DenyKey, DenyValue, Event, Flow4, Flow6, FragmentKey, FragmentValue, Key4, Key6, Loss,
+};
 use datapath::drop_reason::DropReason;
 use datapath::flow::Meta;
 use datapath::sim::Sim;
@@ -33,6 +35,8 @@ pub struct State {
     pub flows: BTreeMap<String, Flow>,
     /// Denials by readable key: packets, bytes, identity, generation, draft rule, draft, source port.
     pub denies: BTreeMap<String, [u64; 7]>,
+    /// Packets in fragments by readable key: poisoned, end of what passed without a gap, end of the headers, tuple.
+    pub fragments: BTreeMap<String, String>,
     /// Notices in order.
     pub events: Vec<String>,
     /// Packets and bytes by reason.
@@ -122,6 +126,35 @@ fn denial(key: &DenyKey, value: &DenyValue) -> (String, [u64; 7]) {
     (name, value)
 }
 
+fn fragment(key: &FragmentKey, value: &FragmentValue) -> (String, String) {
+    assert_eq!(value.pad, 0);
+    let name = format!(
+        "{} -> {} id {} proto {} scope {} dir {}",
+        Ipv6Addr::from(key.src),
+        Ipv6Addr::from(key.dst),
+        key.id,
+        key.protocol,
+        key.scope,
+        key.direction
+    );
+    let state = if value.poisoned == 0 {
+        "known"
+    } else {
+        "poisoned"
+    };
+    let tuple = format!(
+        "{state} next {} headers {} proto {} ports {} {} {} reply {}",
+        value.next,
+        value.headers,
+        value.protocol,
+        value.src_port,
+        value.dst_port,
+        value.policy_port,
+        value.reply_only
+    );
+    (name, tuple)
+}
+
 /// The name of a reason number, or the number.
 pub fn reason_name(number: u8) -> String {
     DropReason::from_u8(number).map_or_else(|| number.to_string(), |reason| reason.name().into())
@@ -170,6 +203,9 @@ impl State {
         for (key, value) in sim.denies.borrow().iter() {
             state.denies.extend([denial(key, value)]);
         }
+        for (key, value) in sim.fragments.borrow().iter() {
+            state.fragments.extend([fragment(key, value)]);
+        }
         for (number, counter) in sim.reasons.borrow().iter() {
             if counter.packets > 0 {
                 state
@@ -205,6 +241,9 @@ impl State {
         for (key, value) in rig.kernel.denial_entries().expect("denials") {
             state.denies.extend([denial(&key, &value)]);
         }
+        for (key, value) in rig.kernel.fragment_entries().expect("fragments") {
+            state.fragments.extend([fragment(&key, &value)]);
+        }
         state
     }
 
@@ -230,6 +269,7 @@ impl State {
         let mut out = Vec::new();
         compare("flow", &self.flows, &other.flows, &mut out);
         compare("denial", &self.denies, &other.denies, &mut out);
+        compare("fragment", &self.fragments, &other.fragments, &mut out);
         compare("reason", &self.reasons, &other.reasons, &mut out);
         compare("loss", &self.losses, &other.losses, &mut out);
         if self.events != other.events {

@@ -3,7 +3,7 @@
 use datapath::abi::{ActiveWord, Config};
 use datapath::ids::Direction;
 use datapath::packet::tcp::{ACK, FIN, RST, SYN};
-use datapath::sim::packets::{End, end, icmp, other, sctp, tcp, udp};
+use datapath::sim::packets::{End, end, fragments, icmp, other, piece, sctp, tcp, udp};
 
 use super::frames::{
     as_fragment, ethernet, garble, icmp_error, with_extension, with_extensions, with_ip_options,
@@ -213,6 +213,40 @@ fn disturb(frame: Vec<u8>, rng: &mut Rng) -> Vec<u8> {
     }
 }
 
+/// Pieces of a frame that are still under way.
+struct UnderWay {
+    pieces: Vec<Vec<u8>>,
+    direction: Direction,
+}
+
+/// Cuts a plain frame into fragments and disturbs their order, their number and what they say. Few identifications, so
+/// that packets meet.
+fn in_pieces(frame: &[u8], rng: &mut Rng) -> Vec<Vec<u8>> {
+    let size = 8 * (1 + rng.below(12));
+    let id = 1 + rng.below(4) as u32;
+    let mut pieces = fragments(frame, id, size);
+    pieces.truncate(8);
+    match rng.below(6) {
+        0 => {
+            let (a, b) = (rng.below(pieces.len()), rng.below(pieces.len()));
+            pieces.swap(a, b);
+        }
+        1 => drop(pieces.remove(rng.below(pieces.len()))),
+        2 => {
+            // A piece that overlaps others, often the header.
+            let from = 8 * rng.below(4);
+            let again = piece(frame, id, from, from + size);
+            pieces.insert(rng.below(pieces.len() + 1), again);
+        }
+        3 => {
+            let at = rng.below(pieces.len());
+            pieces[at] = garble(pieces[at].clone(), rng);
+        }
+        _ => {}
+    }
+    pieces
+}
+
 fn merge(frame: &[u8], rng: &mut Rng) -> Option<Merged> {
     match rng.below(20) {
         0 => Some(Merged {
@@ -237,7 +271,23 @@ pub fn sequence(rng: &mut Rng, packets: usize, talks: usize, now: u64) -> Vec<Op
     }
     let mut ops = vec![Op::Config(config(rng)), Op::Word(first)];
     let mut sent = 0;
+    let mut under_way: Vec<UnderWay> = Vec::new();
     while sent < packets {
+        if !under_way.is_empty() && rng.chance(60) {
+            let at = rng.below(under_way.len());
+            let packet = &mut under_way[at];
+            if packet.pieces.is_empty() {
+                under_way.remove(at);
+                continue;
+            }
+            ops.push(Op::Packet(Shot {
+                frame: packet.pieces.remove(0),
+                direction: packet.direction,
+                merged: None,
+            }));
+            sent += 1;
+            continue;
+        }
         match rng.below(100) {
             0..=3 => {
                 generation += rng.below(3) as u32;
@@ -256,6 +306,11 @@ pub fn sequence(rng: &mut Rng, packets: usize, talks: usize, now: u64) -> Vec<Op
                 };
                 if rng.chance(2) {
                     direction = direction.flipped();
+                }
+                if rng.chance(6) {
+                    let pieces = in_pieces(&frame, rng);
+                    under_way.push(UnderWay { pieces, direction });
+                    continue;
                 }
                 let frame = disturb(frame, rng);
                 let merged = merge(&frame, rng);
@@ -282,11 +337,14 @@ pub fn every_kind() -> Vec<Vec<u8>> {
             false => (128, 2, 150),
         };
         let back = tcp(to, from, ACK, 3);
+        let long = tcp(from, to, SYN, 43);
         frames.extend([
             segment.clone(),
             with_tcp_options(segment.clone(), 5),
             with_ip_options(segment.clone(), 4),
-            as_fragment(segment.clone(), 0, true),
+            piece(&segment, 1, 0, 16),
+            piece(&long, 2, 0, 24),
+            piece(&long, 2, 24, 63),
             udp(from, to, 3),
             sctp(from, to, 3),
             other(from, to, 47, 8),

@@ -125,7 +125,7 @@ impl Twin {
         (kernel, State::of_sim(&self.sim))
     }
 
-    /// Makes every entry and denial look `ticks` older.
+    /// Makes every entry, denial and fragment look `ticks` older.
     pub fn age(&mut self, ticks: u32) {
         self.rewrite(&mut |last, _| *last = last.wrapping_sub(ticks));
         for (key, mut value) in self.rig.kernel.denial_entries().expect("denials") {
@@ -137,6 +137,16 @@ impl Twin {
         }
         for value in self.sim.denies.borrow_mut().values_mut() {
             value.announced = value.announced.wrapping_sub(ticks);
+        }
+        for (key, mut value) in self.rig.kernel.fragment_entries().expect("fragments") {
+            value.born = value.born.wrapping_sub(ticks);
+            self.rig
+                .kernel
+                .put_fragment(&key, Some(&value))
+                .expect("fragments");
+        }
+        for value in self.sim.fragments.borrow_mut().values_mut() {
+            value.born = value.born.wrapping_sub(ticks);
         }
     }
 

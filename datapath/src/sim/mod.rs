@@ -5,6 +5,7 @@
 
 extern crate std;
 
+mod fragments;
 pub mod packets;
 
 use core::cell::{Cell, RefCell};
@@ -14,15 +15,16 @@ use std::vec::Vec;
 
 use crate::abi::{
     ActiveWord, AddrValue, ClassKey, ClassValue, Config, Counter, DenyKey, DenyValue,
-    EndpointValue, Event, FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, Key4, Key6, Loss,
-    RuleKey, RuleValue, config_flags,
+    EndpointValue, Event, FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, FragmentKey,
+    FragmentValue, Key4, Key6, Loss, RuleKey, RuleValue, config_flags,
 };
 use crate::conntrack::State;
 use crate::drop_reason::DropReason;
 use crate::flow::FlowRef;
+use crate::fragment;
 use crate::ids::Direction;
 use crate::packet::{Family, PacketRead, V4, V6, parse4, parse6};
-use crate::pipeline::{Action, Denial, Env, InsertError, Workspace, process};
+use crate::pipeline::{Action, Denial, Env, InsertError, Workspace};
 use crate::verdict::PolicyLookup;
 
 /// One slot's content, with the kernel's look-up rules.
@@ -124,6 +126,10 @@ pub struct Sim {
     pub flows6: RefCell<HashMap<Key6, Box<Flow6>>>,
     /// Denials.
     pub denies: RefCell<HashMap<DenyKey, DenyValue>>,
+    /// Packets that come in fragments.
+    pub fragments: RefCell<HashMap<FragmentKey, Box<FragmentValue>>>,
+    /// How many of them fit.
+    pub fragment_capacity: usize,
     /// Notices.
     pub events: RefCell<Vec<Event>>,
     /// Counters by reason number.
@@ -187,6 +193,7 @@ impl Sim {
             capacity: 65_536,
             deny_capacity: 65_536,
             ring_capacity: usize::MAX,
+            fragment_capacity: 8_192,
             jiffies: Cell::new(1_000_000),
             boot_ns: Cell::new(4_000_000_000_000),
             ..Self::default()
@@ -220,17 +227,19 @@ impl Sim {
         match protocol {
             0x0800 => {
                 let mut w = Workspace::<V4>::default();
-                match parse4(&bytes, 14, &mut w.packet) {
-                    Ok(()) => process::<V4, _>(self, &mut w, direction),
-                    Err(reason) => self.unparsable(reason, &bytes),
-                }
+                let parsed = parse4(&bytes, 14, &mut w.packet);
+                let judged = fragment::judge::<V4, _>(self, &mut w, direction, parsed);
+                judged.unwrap_or_else(|reason| {
+                    self.unparsable(reason, w.packet.known_weight().unwrap_or(bytes.weight()))
+                })
             }
             0x86dd => {
                 let mut w = Workspace::<V6>::default();
-                match parse6(&bytes, 14, &mut w.packet) {
-                    Ok(()) => process::<V6, _>(self, &mut w, direction),
-                    Err(reason) => self.unparsable(reason, &bytes),
-                }
+                let parsed = parse6(&bytes, 14, &mut w.packet);
+                let judged = fragment::judge::<V6, _>(self, &mut w, direction, parsed);
+                judged.unwrap_or_else(|reason| {
+                    self.unparsable(reason, w.packet.known_weight().unwrap_or(bytes.weight()))
+                })
             }
             0x0806 => Action::Pass,
             _ => {
@@ -246,8 +255,7 @@ impl Sim {
     }
 
     /// As the kernel's shell treats a packet that does not parse.
-    fn unparsable(&self, reason: DropReason, frame: &Bytes<'_>) -> Action {
-        let (packets, bytes) = frame.weight();
+    fn unparsable(&self, reason: DropReason, (packets, bytes): (u64, u64)) -> Action {
         let word = self.word.get();
         let (_, slot, _) = word.effective(self.boot_ns.get() / 1_000_000_000);
         let endpoint = self

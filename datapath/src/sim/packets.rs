@@ -117,6 +117,58 @@ pub fn quoted(frame: &[u8]) -> Vec<u8> {
         .collect()
 }
 
+/// The fragments of a plain frame (no options, no extension headers), each with so many bytes of what is behind the
+/// IP header; `size` is a multiple of 8.
+#[must_use]
+pub fn fragments(frame: &[u8], id: u32, size: usize) -> Vec<Vec<u8>> {
+    let length = payload(frame).len();
+    (0..length.div_ceil(size.max(8)))
+        .map(|index| piece(frame, id, index * size, (index + 1) * size))
+        .collect()
+}
+
+/// One fragment of a plain frame: bytes `from` to `to` of what is behind the IP header. The last one if it reaches
+/// the end.
+#[must_use]
+pub fn piece(frame: &[u8], id: u32, from: usize, to: usize) -> Vec<u8> {
+    let data = payload(frame);
+    let more = u16::from(to < data.len());
+    let offset = (from / 8) as u16;
+    let data = data
+        .get(from..to.min(data.len()))
+        .unwrap_or_default()
+        .to_vec();
+    if is_v6(frame) {
+        let mut header = frame.get(..54).unwrap_or_default().to_vec();
+        let next = frame.get(20).copied().unwrap_or_default();
+        if let Some(bytes) = header.get_mut(18..21) {
+            let [hi, lo] = ((data.len() + 8) as u16).to_be_bytes();
+            bytes.copy_from_slice(&[hi, lo, 44]);
+        }
+        let [hi, lo] = ((offset << 3) | more).to_be_bytes();
+        header.extend([next, 0, hi, lo]);
+        header.extend(id.to_be_bytes());
+        return [header, data].concat();
+    }
+    let mut header = frame.get(..34).unwrap_or_default().to_vec();
+    if let Some(bytes) = header.get_mut(16..22) {
+        let [len_hi, len_lo] = ((data.len() + 20) as u16).to_be_bytes();
+        let [id_hi, id_lo] = (id as u16).to_be_bytes();
+        let [hi, lo] = (offset | (more << 13)).to_be_bytes();
+        bytes.copy_from_slice(&[len_hi, len_lo, id_hi, id_lo, hi, lo]);
+    }
+    [header, data].concat()
+}
+
+fn is_v6(frame: &[u8]) -> bool {
+    frame.get(12..14) == Some(&[0x86, 0xdd])
+}
+
+fn payload(frame: &[u8]) -> &[u8] {
+    let start = if is_v6(frame) { 54 } else { 34 };
+    frame.get(start..).unwrap_or_default()
+}
+
 /// Wraps a payload into IP and Ethernet; addresses of different families give an IPv4 header with zero addresses.
 #[must_use]
 pub fn ip(from: IpAddr, to: IpAddr, number: u8, l4: &[u8]) -> Vec<u8> {
@@ -125,7 +177,7 @@ pub fn ip(from: IpAddr, to: IpAddr, number: u8, l4: &[u8]) -> Vec<u8> {
         (IpAddr::V6(from), IpAddr::V6(to)) => {
             frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
             frame.extend((l4.len() as u16).to_be_bytes());
-            frame.extend([number, if is_ndp(number, l4) { 255 } else { 64 }]);
+            frame.extend([number, hop_limit(number, l4)]);
             frame.extend(from.octets());
             frame.extend(to.octets());
         }
@@ -145,6 +197,11 @@ pub fn ip(from: IpAddr, to: IpAddr, number: u8, l4: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn is_ndp(number: u8, l4: &[u8]) -> bool {
-    number == protocol::ICMPV6 && matches!(l4.first(), Some(133..=136))
+/// As the stack sends it: discovery with 255 (RFC 4861), multicast listener discovery with 1 (RFC 3810 §5).
+fn hop_limit(number: u8, l4: &[u8]) -> u8 {
+    match l4.first() {
+        Some(133..=136 | 141 | 142 | 148 | 149) if number == protocol::ICMPV6 => 255,
+        Some(130..=132 | 143 | 151..=153) if number == protocol::ICMPV6 => 1,
+        _ => 64,
+    }
 }

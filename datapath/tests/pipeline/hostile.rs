@@ -59,7 +59,7 @@ fn a_mapped_address_on_the_wire_is_refused() {
 #[test]
 fn later_fragments_are_dropped() {
     let sim = armed();
-    let syn = tcp(end(PEER, 9), end(LOCAL, 443), SYN, 8);
+    let syn = tcp(end(PEER, 9), end(LOCAL, 443), SYN, 12);
     for (word, expected) in [
         (0x2000_u16, Pass),
         (0x2001, Drop),
@@ -70,11 +70,12 @@ fn later_fragments_are_dropped() {
         frame[14 + 6..14 + 8].copy_from_slice(&word.to_be_bytes());
         assert_eq!(sim.send(&frame, Ingress), expected, "{word:#06x}");
     }
-    let syn = tcp(end("fd00::2", 9), end("fd00::1", 22), SYN, 8);
+    let syn = tcp(end("fd00::2", 9), end("fd00::1", 22), SYN, 12);
     for (word, reason) in [
         (1_u16, DropReason::DefaultDeny),
         (9, DropReason::Fragment),
-        (0xfff8, DropReason::Fragment),
+        (0xff00, DropReason::Fragment),
+        (0xfff8, DropReason::FragmentInvalid),
     ] {
         let mut frame = syn.clone();
         let [hi, lo] = word.to_be_bytes();

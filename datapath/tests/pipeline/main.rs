@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod corners;
+mod fragments;
 mod hostile;
 mod lifetime;
 mod policy;

@@ -52,18 +52,29 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         "DHCP's direction": "Direction::Ingress => matches!((src_port, dst_port), (67, 68) | (547, 546))," => "Direction::Ingress => matches!((src_port, dst_port), (68, 67) | (546, 547)),";
         "DHCPv6": "(68, 67) | (546, 547)" => "(68, 67)";
     }
-    "datapath/src/packet.rs" {
-        "options move the ports": "offset: l3 + ihl," => "offset: l3 + IPV4_MIN,";
-        "later fragments": "    if u16::from_be_bytes([frag_hi & 0x1f, frag_lo]) != 0 {" => "    if frag_hi & 0x1f == 0x1f {";
+    "datapath/src/packet/ipv4.rs" {
+        "options move the ports": "offset: l3 + header.length," => "offset: l3 + HEADER,";
+        "later fragments": "if header.fragment & (MORE | OFFSET) != 0 {" => "if header.fragment & MORE != 0 {";
+    }
+    "datapath/src/packet/ipv6.rs" {
         "length of an authentication header": "4 => (u32::from(length) + 2) * 4," => "4 => (u32::from(length) + 1) * 4,";
+    }
+    "datapath/src/packet/transport.rs" {
         "control of the other family": "other if other != l4.control => IcmpClass::Other," => "0 => IcmpClass::Other,";
         "redirects": "        5 => IcmpClass::Redirect," => "        5 => IcmpClass::Other,";
-        "neighbour discovery from afar": "is_ndp(out.policy_port) && hop_limit != 255" => "is_ndp(out.policy_port) && hop_limit == 0";
+        "neighbour discovery from afar": "_ => hop_limit == 255," => "_ => hop_limit != 0,";
         "impossible flags": "        && !(control & tcp::FIN != 0 && control & tcp::RST != 0)" => "";
+    }
+    "datapath/src/packet/mod.rs" {
         "order of the ends": "        F::less(src, dst)" => "        F::less(dst, src)";
     }
+    "datapath/src/fragment.rs" {
+        "a fragment inside the header": "if packet.fragment.offset < value.headers {" => "if packet.fragment.offset == 0 {";
+        "two first fragments": "if old.poisoned == 0 && says_the_same(&old, &value) {" => "if old.poisoned == 0 {";
+        "what is denied teaches nobody": "        if !passed {\n" => "        if passed && w.packet.bytes == 0 {\n";
+    }
     "datapath/src/conntrack.rs" {
-        "who ends the handshake": "State::SYN_RECEIVED if from_initiator => State::ESTABLISHED," => "State::SYN_RECEIVED => State::ESTABLISHED,";
+        "who ends the handshake": "State::SYN_RECEIVED if from_initiator && control & tcp::ACK != 0 => State::ESTABLISHED," => "State::SYN_RECEIVED => State::ESTABLISHED,";
         "a reset that was not believed": "State::RESET if control & tcp::ACK != 0 => State::ESTABLISHED," => "State::RESET if control == 0 => State::ESTABLISHED,";
         "who answers a SYN": "return if matches!(state, State::SYN_SENT) && !from_initiator {" => "return if matches!(state, State::SYN_SENT) {";
         "who proves a datagram flow": "State::NEW if !from_initiator => State::REPLIED," => "State::NEW => State::REPLIED,";
