@@ -3,20 +3,24 @@
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
-use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, BPF_RB_NO_WAKEUP};
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_map_update_elem,
+    bpf_get_socket_cookie, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
 };
 use datapath::abi::{
     ActiveWord, AddrValue, Cidr4Key, Cidr6Key, ClassKey, ClassValue, Config, DenyKey, DenyValue,
     EndpointValue, Event, FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, Key4, Key6, Loss,
-    RuleKey, RuleValue, mode,
+    RuleKey, RuleValue, Tables, mode,
 };
 use datapath::drop_reason::DropReason;
-use datapath::flow::{FlowRef, atomic_add};
+use datapath::flow::FlowRef;
 use datapath::packet::{Family, V4, V6};
-use datapath::pipeline::{Denial, Env, InsertError};
+use datapath::pipeline::{
+    Denial, Env, Existing, Workspace, claim_now, decide_now, deny_now, follow_now, opened_now,
+};
+use datapath::table::{self, Memory};
 use datapath::verdict::PolicyLookup;
+use datapath::word;
 
 use crate::{clock, maps};
 
@@ -108,10 +112,10 @@ impl Kernel {
 
     /// This CPU's scratch memory.
     #[inline(always)]
-    pub fn scratch(&self, index: u32) -> Option<&'static mut maps::Scratch> {
-        // SAFETY: this CPU's own slot, and no two references to one index live at once.
+    pub fn scratch(&self) -> Option<&'static mut maps::Scratch> {
+        // SAFETY: this CPU's own slot, and no two references to one part of it live at once.
         maps::SCRATCH
-            .get_ptr_mut(index)
+            .get_ptr_mut(0)
             .map(|scratch| unsafe { &mut *scratch })
     }
 }
@@ -163,9 +167,78 @@ impl PolicyLookup for Content {
     }
 }
 
+/// Uses the context, so that callers do hand it over: the compiler passes nothing for an argument that nobody reads,
+/// and the verifier wants a context there.
+#[inline(always)]
+fn keep(skb: *mut __sk_buff) {
+    // SAFETY: the context is valid while the program runs.
+    let _ = unsafe { ptr::read_volatile(&raw const (*skb).len) };
+}
+
 /// What differs between the families: which maps.
 macro_rules! env {
-    ($family:ident, $addr_map:ident, $cidr_map:ident, $cidr_key:ident, $bits:literal, $flows:ident, $key:ident, $flow:ident, $scratch:ident) => {
+    ($family:ident, $addr_map:ident, $cidr_map:ident, $cidr_key:ident, $bits:literal, $flows:ident, $locks:ident, $spill:ident, $key:ident, $flow:ident, $scratch:ident, $decide:ident, $denied:ident, $opened:ident, $lock:ident, $claim:ident, $follow:ident) => {
+        impl Memory<$family> for Kernel {
+            #[inline(always)]
+            fn tables(&self) -> Option<&Tables> {
+                maps::TABLES.get(0)
+            }
+
+            #[inline(always)]
+            fn set(&self, index: u32) -> Option<*mut u8> {
+                maps::$flows.get_ptr_mut(index).map(|set| set.cast())
+            }
+
+            #[inline(always)]
+            fn lock_word(&self, index: u32) -> Option<*mut u64> {
+                maps::$locks.get_ptr_mut(index)
+            }
+
+            #[inline(always)]
+            fn bucket(&self, index: u32) -> Option<*mut u64> {
+                maps::BUCKETS.get_ptr_mut(index)
+            }
+
+            #[inline(always)]
+            fn spilled(&self, key: &$key) -> Option<FlowRef<$family>> {
+                lookup((&raw const maps::$spill).cast_mut().cast(), key)
+                    // SAFETY: a whole entry; nobody takes it out but under the lock that the caller holds.
+                    .map(|flow: NonNull<$flow>| unsafe { FlowRef::new(flow.as_ptr()) })
+            }
+
+            #[inline(always)]
+            fn spill(&self, key: &$key, fill: impl FnOnce(FlowRef<$family>)) -> bool {
+                let Some(scratch) = self.scratch() else {
+                    return false;
+                };
+                let flow = &raw mut scratch.$scratch;
+                // SAFETY: this CPU's own memory.
+                fill(unsafe { FlowRef::new(flow) });
+                // SAFETY: key and value are the map's types and live through the call.
+                let result = unsafe {
+                    bpf_map_update_elem(
+                        (&raw const maps::$spill).cast_mut().cast(),
+                        ptr::from_ref(key).cast(),
+                        flow.cast(),
+                        u64::from(BPF_NOEXIST),
+                    )
+                };
+                result == 0
+            }
+
+            #[inline(always)]
+            fn unspill(&self, key: &$key) -> bool {
+                // SAFETY: the map's key type.
+                let result = unsafe {
+                    bpf_map_delete_elem(
+                        (&raw const maps::$spill).cast_mut().cast(),
+                        ptr::from_ref(key).cast(),
+                    )
+                };
+                result == 0
+            }
+        }
+
         impl Env<$family> for Kernel {
             type Policy = Content;
 
@@ -209,43 +282,6 @@ macro_rules! env {
             }
 
             #[inline(always)]
-            fn find(&self, key: &$key) -> Option<FlowRef<$family>> {
-                lookup((&raw const maps::$flows).cast_mut().cast(), key)
-                    // SAFETY: a whole entry, readable and writable under RCU while the program runs.
-                    .map(|flow: NonNull<$flow>| unsafe { FlowRef::new(flow.as_ptr()) })
-            }
-
-            #[inline(always)]
-            fn insert(
-                &self,
-                key: &$key,
-                replace: bool,
-                fill: impl FnOnce(&mut $flow),
-            ) -> Result<(), InsertError> {
-                let Some(scratch) = self.scratch(0) else {
-                    return Err(InsertError::Full);
-                };
-                let flow = &mut scratch.$scratch;
-                *flow = $flow::default();
-                fill(flow);
-                let flags = if replace { BPF_ANY } else { BPF_NOEXIST };
-                // SAFETY: key and value are the map's types and live through the call.
-                let result = unsafe {
-                    bpf_map_update_elem(
-                        (&raw const maps::$flows).cast_mut().cast(),
-                        ptr::from_ref(key).cast(),
-                        ptr::from_mut(flow).cast(),
-                        u64::from(flags),
-                    )
-                };
-                match result {
-                    0 => Ok(()),
-                    EEXIST => Err(InsertError::Exists),
-                    _ => Err(InsertError::Full),
-                }
-            }
-
-            #[inline(always)]
             fn emit(&self, fill: impl FnOnce(&mut Event)) -> bool {
                 emit(fill)
             }
@@ -276,12 +312,138 @@ macro_rules! env {
                 // SAFETY: the context is valid while the program runs.
                 unsafe { bpf_get_socket_cookie(self.skb.cast()) }
             }
+
+            #[inline(always)]
+            fn decide(&self, w: &mut Workspace<$family>, panic_close: bool) {
+                $decide(self.skb, w, panic_close as u32);
+            }
+
+            #[inline(always)]
+            fn tell_denied(&self, w: &mut Workspace<$family>, opening: bool) {
+                $denied(self.skb, w, opening as u32);
+            }
+
+            #[inline(always)]
+            fn tell_opened(&self, w: &mut Workspace<$family>) {
+                $opened(self.skb, w);
+            }
+
+            #[inline(always)]
+            fn lock(&self, set: u32) -> bool {
+                $lock(self.skb, set) != 0
+            }
+
+            #[inline(always)]
+            fn claim(&self, w: &mut Workspace<$family>) -> u32 {
+                $claim(self.skb, w) as u32
+            }
+
+            #[inline(always)]
+            fn follow(&self, w: &mut Workspace<$family>, entry: FlowRef<$family>) -> Existing {
+                match $follow(self.skb, w, entry.as_ptr().cast()) as u32 {
+                    0 => Existing::Pass,
+                    1 => Existing::Drop,
+                    _ => Existing::Replace,
+                }
+            }
+        }
+
+        /// A set's lock. Global: see below.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $lock(skb: *mut __sk_buff, set: u32) -> i32 {
+            keep(skb);
+            i32::from(table::lock::<$family, _>(Kernel::new(skb), set))
+        }
+
+        /// Room in a set. Global: see below.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $claim(skb: *mut __sk_buff, w: *mut Workspace<$family>) -> i32 {
+            keep(skb);
+            // SAFETY: the callers above hand over their only reference for as long as the call takes.
+            match unsafe { w.as_mut() } {
+                Some(w) => claim_now(Kernel::new(skb), w) as i32,
+                None => table::WAYS as i32,
+            }
+        }
+
+        /// An entry, moved by a packet. Global: see below.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $follow(
+            skb: *mut __sk_buff,
+            w: *mut Workspace<$family>,
+            entry: *mut $flow,
+        ) -> i32 {
+            keep(skb);
+            if entry.is_null() {
+                return Existing::Drop as i32;
+            }
+            // SAFETY: as above; `entry` is a whole entry, and not null.
+            match unsafe { (w.as_mut(), FlowRef::new(entry)) } {
+                (Some(w), entry) => follow_now(Kernel::new(skb), w, entry) as i32,
+                (None, _) => Existing::Drop as i32,
+            }
+        }
+
+        /// The verdict. Global: the verifier looks at it once, by its types alone (which is why `w` may be null here).
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $decide(
+            skb: *mut __sk_buff,
+            w: *mut Workspace<$family>,
+            panic_close: u32,
+        ) -> i32 {
+            keep(skb);
+            // SAFETY: the callers above hand over their only reference for as long as the call takes.
+            match unsafe { w.as_mut() } {
+                Some(w) => decide_now(Kernel::new(skb), w, panic_close != 0),
+                None => return 1,
+            }
+            0
+        }
+
+        /// A denial, counted and told. Global: see above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $denied(
+            skb: *mut __sk_buff,
+            w: *mut Workspace<$family>,
+            opening: u32,
+        ) -> i32 {
+            keep(skb);
+            // SAFETY: as above.
+            match unsafe { w.as_mut() } {
+                Some(w) => deny_now(Kernel::new(skb), w, opening != 0),
+                None => return 1,
+            }
+            0
+        }
+
+        /// A new flow, told. Global: see above.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $opened(skb: *mut __sk_buff, w: *mut Workspace<$family>) -> i32 {
+            keep(skb);
+            // SAFETY: as above.
+            match unsafe { w.as_mut() } {
+                Some(w) => opened_now(Kernel::new(skb), w),
+                None => return 1,
+            }
+            0
         }
     };
 }
 
-env!(V4, ADDR4, CIDR4, Cidr4Key, 32, FLOWS4, Key4, Flow4, flow4);
-env!(V6, ADDR6, CIDR6, Cidr6Key, 128, FLOWS6, Key6, Flow6, flow6);
+env!(
+    V4, ADDR4, CIDR4, Cidr4Key, 32, FLOWS4, LOCKS4, SPILL4, Key4, Flow4, flow4, decide4, denied4,
+    opened4, lock4, claim4, follow4
+);
+env!(
+    V6, ADDR6, CIDR6, Cidr6Key, 128, FLOWS6, LOCKS6, SPILL6, Key6, Flow6, flow6, decide6, denied6,
+    opened6, lock6, claim6, follow6
+);
 
 #[inline(always)]
 fn lose(cause: Loss) {
@@ -306,7 +468,7 @@ fn emit(fill: impl FnOnce(&mut Event)) -> bool {
 
 #[inline(always)]
 fn deny(env: &Kernel, fill: impl FnOnce(&mut DenyKey), denial: &Denial) -> bool {
-    let Some(scratch) = env.scratch(0) else {
+    let Some(scratch) = env.scratch() else {
         return false;
     };
     fill(&mut scratch.deny_key);
@@ -359,8 +521,8 @@ fn again(value: *mut DenyValue, denial: &Denial) -> bool {
     // SAFETY: a whole map value; counters are added atomically, the rest are single words.
     unsafe {
         let before = ptr::read_volatile(&raw const (*value).packets);
-        atomic_add(&raw mut (*value).packets, denial.packets);
-        atomic_add(&raw mut (*value).bytes, denial.bytes);
+        word::add(&raw mut (*value).packets, denial.packets);
+        word::add(&raw mut (*value).bytes, denial.bytes);
         ptr::write_volatile(&raw mut (*value).last, denial.now);
         ptr::write_volatile(&raw mut (*value).generation, denial.generation);
         let announced = ptr::read_volatile(&raw const (*value).announced);

@@ -20,16 +20,18 @@ mod env;
 mod fragments;
 mod maps;
 mod skb;
+mod tools;
 
 use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_tail_call;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use datapath::abi::{Clock, config_flags};
+use datapath::abi::{Clock, config_flags, tails};
 use datapath::drop_reason::DropReason;
 use datapath::fragment;
 use datapath::ids::Direction;
 use datapath::packet::{V4, V6, parse4, parse6};
-use datapath::pipeline::{Action, Workspace};
+use datapath::pipeline::{Action, Workspace, established};
 
 use crate::env::Kernel;
 use crate::skb::Frame;
@@ -72,44 +74,98 @@ pub fn cofferdam_clock(_ctx: TcContext) -> i32 {
 fn judge(skb: *mut __sk_buff, direction: Direction) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let protocol = u16::from_be(unsafe { (*skb).protocol } as u16);
+    let env = Kernel::new(skb);
+    let frame = Frame::new(skb);
     match protocol {
-        0x0800 => judge4(skb, direction as u32),
-        0x86dd => match Kernel::new(skb).scratch(0) {
-            Some(scratch) => {
-                let reason = read6(skb, &mut scratch.work6);
-                judge6(skb, &mut scratch.work6, direction as u32, reason)
-            }
-            None => DROP,
-        },
+        0x0800 if established::<V4, _, _>(env, &frame) => NEXT,
+        0x86dd if established::<V6, _, _>(env, &frame) => NEXT,
+        0x0800 => whole_way(skb, direction, tails::READ4),
+        0x86dd => whole_way(skb, direction, tails::READ6),
         other => not_ip(skb, other),
     }
 }
 
-#[inline(never)]
-fn judge4(skb: *mut __sk_buff, direction: u32) -> i32 {
-    let env = Kernel::new(skb);
-    let Some(scratch) = env.scratch(0) else {
-        return DROP;
-    };
-    let w = &mut scratch.work4;
-    let parsed = parse4(&Frame::new(skb), ETHERNET, &mut w.packet);
-    match fragment::judge::<V4, _>(env, w, Direction::from_u8(direction as u8), parsed) {
-        Ok(judged) => action(judged),
-        Err(reason) => unparsable(&env, reason, w.packet.known_weight()),
-    }
+/// Goes on in another program, with a stack and a call depth of its own. Only an empty slot comes back here: unknown
+/// denies.
+#[inline(always)]
+fn whole_way(skb: *mut __sk_buff, direction: Direction, slot: u32) -> i32 {
+    // SAFETY: the context is valid while the program runs; `cb` is the programs' own and survives the call.
+    unsafe { (*skb).cb[0] = direction as u32 };
+    go_on(skb, slot)
 }
 
-#[inline(never)]
-fn judge6(skb: *mut __sk_buff, w: &mut Workspace<V6>, direction: u32, reason: u32) -> i32 {
+/// Runs the program in a slot of TAILS in the place of this one.
+#[inline(always)]
+fn go_on(skb: *mut __sk_buff, slot: u32) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { bpf_tail_call(skb.cast(), (&raw const maps::TAILS).cast_mut().cast(), slot) };
     let env = Kernel::new(skb);
-    let parsed = match DropReason::from_u8(reason as u8) {
+    let (packets, bytes) = weight(&env);
+    env.tally(DropReason::NoPolicy, packets, bytes);
+    DROP
+}
+
+/// What the hook wrote down before it went on.
+#[inline(always)]
+fn direction(skb: *mut __sk_buff) -> Direction {
+    // SAFETY: the context is valid while the program runs.
+    Direction::from_u8(unsafe { (*skb).cb[0] } as u8)
+}
+
+macro_rules! stages {
+    ($read:ident, $parse:ident, $judge:ident, $slot:ident, $family:ident, $work:ident) => {
+        /// Reads a packet into this CPU's scratch memory; reached from the hooks.
+        #[classifier]
+        pub fn $read(ctx: TcContext) -> i32 {
+            let skb = ctx.skb.skb;
+            let Some(scratch) = Kernel::new(skb).scratch() else {
+                return DROP;
+            };
+            let reason = $parse(skb, &mut scratch.$work);
+            // SAFETY: the context is valid while the program runs.
+            unsafe { (*skb).cb[1] = reason };
+            go_on(skb, tails::$slot)
+        }
+
+        /// Judges the packet that was read. A program of its own, so that the verifier looks at it once and not once for
+        /// every way through the parser; no other packet uses this CPU's scratch memory in between.
+        #[classifier]
+        pub fn $judge(ctx: TcContext) -> i32 {
+            let skb = ctx.skb.skb;
+            let env = Kernel::new(skb);
+            let Some(scratch) = env.scratch() else {
+                return DROP;
+            };
+            let w = &mut scratch.$work;
+            // SAFETY: the context is valid while the program runs.
+            let parsed = outcome(unsafe { (*skb).cb[1] });
+            match fragment::judge::<$family, _>(env, w, direction(skb), parsed) {
+                Ok(judged) => action(judged),
+                Err(reason) => unparsable(&env, reason, w.packet.known_weight()),
+            }
+        }
+    };
+}
+
+stages!(cofferdam_read4, read4, cofferdam_judge4, JUDGE4, V4, work4);
+stages!(cofferdam_read6, read6, cofferdam_judge6, JUDGE6, V6, work6);
+
+/// What a parser's number says.
+#[inline(always)]
+const fn outcome(reason: u32) -> Result<(), DropReason> {
+    match DropReason::from_u8(reason as u8) {
         Some(DropReason::None) => Ok(()),
         Some(reason) => Err(reason),
         None => Err(DropReason::MalformedIp),
-    };
-    match fragment::judge::<V6, _>(env, w, Direction::from_u8(direction as u8), parsed) {
-        Ok(judged) => action(judged),
-        Err(reason) => unparsable(&env, reason, w.packet.known_weight()),
+    }
+}
+
+/// Parses into the workspace and gives the number of the drop reason: see [`read6`].
+#[inline(never)]
+fn read4(skb: *mut __sk_buff, w: &mut Workspace<V4>) -> u32 {
+    match parse4(&Frame::new(skb), ETHERNET, &mut w.packet) {
+        Ok(()) => DropReason::None as u32,
+        Err(reason) => reason as u32,
     }
 }
 

@@ -1,21 +1,26 @@
 //! The maps, declared once; names, keys and values are `datapath::abi`'s.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{
+    Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf,
+};
 use aya_ebpf::macros::btf_map;
 use datapath::abi::{
     AddrValue, ClassKey, ClassValue, Clock, Config, Counter, DenyKey, DenyValue, EndpointValue,
     FailsafeValue, FilterValue, Flow4, Flow6, FragmentKey, FragmentValue, Key4, Key6, Loss,
-    RuleValue,
+    RuleValue, Set4, Set6, Tables, tails,
 };
 use datapath::drop_reason::DropReason;
 use datapath::packet::{V4, V6};
 use datapath::pipeline::Workspace;
+use datapath::table::{BUCKETS as BUCKET_COUNT, sets, spill_room};
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h).
 const MMAPABLE: usize = 1 << 10;
 
-/// Capacity of the flow tables unless the agent asks for another.
-const FLOWS: usize = 262_144;
+/// Capacity of the flow tables in the object; the agent asks for what it was configured with.
+const FLOWS: u32 = 1024;
+const SETS: usize = sets(FLOWS) as usize;
+const SPILL: usize = spill_room(FLOWS) as usize;
 /// Capacity of an inner map in the object; the agent makes its own, sized to the content.
 const INNER: usize = 16;
 
@@ -31,6 +36,10 @@ pub static CONFIG: Array<Config, 1> = Array::new();
 /// The active word; user space writes it through a mapping, in one store.
 #[btf_map]
 pub static ACTIVE: Array<u64, 1, MMAPABLE> = Array::new();
+
+/// The programs that the hooks go on in.
+#[btf_map]
+pub static TAILS: ProgramArray<{ tails::COUNT as usize }> = ProgramArray::new();
 
 /// Jiffies against boot time.
 #[btf_map]
@@ -72,13 +81,37 @@ pub static FILTERS: ArrayOfMaps<LpmTrie<RuleData, FilterValue, INNER>, 2> = Arra
 #[btf_map]
 pub static FAILSAFES: LpmTrie<FailsafeData, FailsafeValue, 4096> = LpmTrie::new();
 
+/// Geometry and secret of the flow tables.
+#[btf_map]
+pub static TABLES: Array<Tables, 1> = Array::new();
+
 /// Flows, IPv4.
 #[btf_map]
-pub static FLOWS4: HashMap<Key4, Flow4, FLOWS> = HashMap::new();
+pub static FLOWS4: Array<Set4, SETS, MMAPABLE> = Array::new();
 
 /// Flows, IPv6.
 #[btf_map]
-pub static FLOWS6: HashMap<Key6, Flow6, FLOWS> = HashMap::new();
+pub static FLOWS6: Array<Set6, SETS, MMAPABLE> = Array::new();
+
+/// Locks of the sets of FLOWS4.
+#[btf_map]
+pub static LOCKS4: Array<u64, SETS, MMAPABLE> = Array::new();
+
+/// Locks of the sets of FLOWS6.
+#[btf_map]
+pub static LOCKS6: Array<u64, SETS, MMAPABLE> = Array::new();
+
+/// Flows whose set is full, IPv4.
+#[btf_map]
+pub static SPILL4: HashMap<Key4, Flow4, SPILL> = HashMap::new();
+
+/// Flows whose set is full, IPv6.
+#[btf_map]
+pub static SPILL6: HashMap<Key6, Flow6, SPILL> = HashMap::new();
+
+/// Entries by peer address.
+#[btf_map]
+pub static BUCKETS: Array<u64, { BUCKET_COUNT as usize }, MMAPABLE> = Array::new();
 
 /// Denials, aggregated.
 #[btf_map]

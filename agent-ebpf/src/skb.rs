@@ -3,6 +3,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use datapath::packet::PacketRead;
+use datapath::pipeline::Direct;
 
 /// Headers begin below this offset.
 const DIRECT: u32 = 0x8000;
@@ -64,5 +65,18 @@ impl PacketRead for Frame {
     fn segment_size(&self) -> u32 {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb).gso_size }
+    }
+}
+
+impl Direct for Frame {
+    #[inline(always)]
+    fn direct(&self, length: u32) -> Option<*const u8> {
+        // SAFETY: the context is valid while the program runs.
+        let (data, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        if data + length as usize <= end {
+            Some(data as *const u8)
+        } else {
+            None
+        }
     }
 }

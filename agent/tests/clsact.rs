@@ -204,7 +204,7 @@ fn detach_takes_the_filters_off_with_and_without_the_agent() {
         }
         let done = lab.verb(&["detach", "--leave", "open"]);
         assert_eq!(done["daemon"], !dead);
-        lab.wait("the agent is gone", |lab| !lab.pin().join("v1").exists());
+        lab.wait("the agent is gone", |lab| !lab.pinned().exists());
         assert_eq!(ours(&lab, "h0"), []);
         for address in [lab.v4(), lab.v6()] {
             assert!(lab.session(&shut, address).works(), "{address}: open");
@@ -297,7 +297,7 @@ fn filters_of_others_stay_and_a_filter_that_is_taken_away_comes_back() {
     assert!(told.contains("ingress clsact filter 9 bpf"), "{told}");
     assert!(!told.contains("cofferdam"), "{told}");
     lab.verb(&["detach", "--leave", "open"]);
-    lab.wait("the agent is gone", |lab| !lab.pin().join("v1").exists());
+    lab.wait("the agent is gone", |lab| !lab.pinned().exists());
     let left: Vec<String> = in_namespace(&lab.host, || {
         let index = nix::net::if_::if_nametoindex("h0").expect("index");
         holders(index)

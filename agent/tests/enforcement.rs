@@ -220,7 +220,7 @@ fn a_change_that_nobody_confirmed_is_not_made_final_by_a_fresh_start() {
     );
     // Nothing is pinned afterwards, as after a boot.
     lab.verb(&["detach", "--leave", "open"]);
-    lab.wait("the agent lets go", |lab| !lab.pin().join("v1").exists());
+    lab.wait("the agent lets go", |lab| !lab.pinned().exists());
     lab.kill();
     let after = lab.start();
     assert_eq!(after["revision"], before["revision"]);
@@ -363,7 +363,7 @@ fn detach_leaves_what_was_asked_for() {
     assert!(lab.connect(lab.v4(), 22).is_err());
     lab.verb(&["detach", "--leave", "open"]);
     assert!(lab.connect(lab.v4(), 22).is_ok());
-    assert!(!lab.pin().join("v1").exists());
+    assert!(!lab.pinned().exists());
 }
 
 #[test]

@@ -23,6 +23,7 @@ const SIZES: TableSizes = TableSizes {
     flows6: 1024,
     denies: 1024,
     ring: 1 << 16,
+    share: 0,
 };
 
 fn snapshot(revision: u64, classes: u32) -> Snapshot {
@@ -135,7 +136,7 @@ fn a_pin_of_another_shape_is_reported_and_rebuilt() {
     };
     assert_eq!(
         problems[0].to_string(),
-        "FLOWS4 has max_entries 1024, not 2048"
+        "FLOWS4 has max_entries 256, not 512"
     );
     drop(rebuilt);
     // Right in shape, but not what this agent pinned.

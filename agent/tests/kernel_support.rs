@@ -28,6 +28,7 @@ const SIZES: TableSizes = TableSizes {
     flows6: 1024,
     denies: 1024,
     ring: 1 << 16,
+    share: 0,
 };
 
 /// What the caller knows this kernel to lack.

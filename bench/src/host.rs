@@ -42,6 +42,7 @@ pub(crate) fn default_sizes() -> TableSizes {
         flows6: tables.flows6,
         denies: tables.denies,
         ring: tables.ring_bytes,
+        share: 0,
     }
 }
 

@@ -122,6 +122,66 @@ pub const fn tcp_step(state: State, from_initiator: bool, flags: u8) -> State {
     }
 }
 
+/// What a segment of a TCP flow that is not proven does to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unproven {
+    /// The state after it.
+    pub state: State,
+    /// Both ends have proved by now that they take part.
+    pub proven: bool,
+    /// The responder's initial sequence number, when this segment is the first to tell it.
+    pub isn: Option<u32>,
+}
+
+/// How far beyond the responder's SYN the initiator's first acknowledgment may be: data may come with the SYN's answer
+/// (RFC 7413), or have been acknowledged by a segment that was lost here.
+const ACKNOWLEDGED: u32 = 1 << 20;
+
+/// The state after a TCP segment of a flow that is not proven. Only the initiator's acknowledgment of the responder's
+/// initial sequence number proves it (RFC 9293 §3.5): nobody who does not see the responder's answers knows that number.
+/// `numbers` are the segment's sequence and acknowledgment number, `isn` is the responder's number once it is known.
+#[must_use]
+#[inline(always)]
+pub const fn tcp_unproven(
+    state: State,
+    from_initiator: bool,
+    flags: u8,
+    numbers: (u32, u32),
+    isn: Option<u32>,
+) -> Unproven {
+    let mut out = Unproven {
+        state,
+        proven: false,
+        isn: None,
+    };
+    let control = flags & tcp::CONTROL;
+    if matches!(state, State::CUT) {
+        return out;
+    }
+    if control & tcp::RST != 0 {
+        out.state = State::RESET;
+        return out;
+    }
+    if control & tcp::SYN != 0 {
+        if !from_initiator {
+            out.state = State::SYN_RECEIVED;
+            if isn.is_none() {
+                out.isn = Some(numbers.0);
+            }
+        }
+        return out;
+    }
+    if let Some(isn) = isn
+        && from_initiator
+        && control & tcp::ACK != 0
+        && numbers.1.wrapping_sub(isn).wrapping_sub(1) < ACKNOWLEDGED
+    {
+        out.proven = true;
+        out.state = tcp_step(State::SYN_RECEIVED, true, flags);
+    }
+    out
+}
+
 /// The state after a packet of another protocol.
 #[must_use]
 #[inline(always)]

@@ -1,11 +1,13 @@
 //! The entry of a flow: its flag word, its meta word, and access to one that other CPUs write too.
 
 use core::marker::PhantomData;
-use core::ptr;
+use core::ptr::{self, NonNull};
 
 use crate::abi::Body;
 use crate::conntrack::State;
 use crate::packet::Family;
+use crate::table::{Tabled, Tail};
+use crate::word;
 
 /// Verdict bits of [`Body::flags`] (bits 16–23).
 pub mod bits {
@@ -29,6 +31,12 @@ pub mod bits {
 
 /// Added to the state byte of one line: a stateless filter drops the packets of this direction.
 pub const FILTERED: u8 = 0x80;
+
+/// Added to the state byte of both lines: both ends have proved that they take part. Such an entry is never displaced.
+pub const PROVEN: u8 = 0x40;
+
+/// The state byte without its marks.
+const STATE: u8 = 0x0f;
 
 /// Slot states in the meta word.
 pub mod slot {
@@ -102,11 +110,25 @@ impl Flags {
         self.0 as u8
     }
 
-    /// State without the filter mark.
+    /// State without its marks.
     #[must_use]
     #[inline(always)]
     pub const fn state(self) -> State {
-        State(((self.0 >> 8) as u8) & !FILTERED)
+        State(((self.0 >> 8) as u8) & STATE)
+    }
+
+    /// Whether both ends have proved that they take part.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_proven(self) -> bool {
+        ((self.0 >> 8) as u8) & PROVEN != 0
+    }
+
+    /// The word with the proof set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_proven(self) -> Self {
+        Self(self.0 | ((PROVEN as u32) << 8))
     }
 
     /// Whether a filter drops this direction.
@@ -134,7 +156,8 @@ impl Flags {
     #[must_use]
     #[inline(always)]
     pub const fn with_state(self, state: State) -> Self {
-        Self((self.0 & !(0x7f << 8)) | ((state.0 as u32 & 0x7f) << 8))
+        let mask = (STATE as u32) << 8;
+        Self((self.0 & !mask) | (((state.0 as u32) << 8) & mask))
     }
 
     /// The word with more TCP flags.
@@ -169,7 +192,7 @@ impl Flags {
 /// Reads and writes are volatile single words, because other CPUs and user space look at the same entry;
 /// counters are added atomically. One pointer, so that it travels in a register.
 pub struct FlowRef<F> {
-    base: *mut u8,
+    base: NonNull<u8>,
     family: PhantomData<F>,
 }
 
@@ -192,33 +215,63 @@ impl<F: Family> FlowRef<F> {
     #[inline(always)]
     pub const unsafe fn new(flow: *mut F::Flow) -> Self {
         Self {
-            base: flow.cast(),
+            // SAFETY: the caller's promise.
+            base: unsafe { NonNull::new_unchecked(flow.cast()) },
             family: PhantomData,
         }
+    }
+
+    /// The first byte of the entry.
+    #[must_use]
+    #[inline(always)]
+    pub const fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
     }
 
     #[inline(always)]
     fn meta_at(&self, line: usize) -> *mut u64 {
         // SAFETY: both lines are inside the entry (`new`), and each begins with its meta word.
-        unsafe { self.base.add(line * F::STRIDE).cast() }
+        unsafe { self.base.as_ptr().add(line * F::STRIDE).cast() }
     }
 
-    /// The meta word of line 0.
+    /// The meta word of line 0: the one that decides.
     #[must_use]
     #[inline(always)]
     pub fn meta(&self) -> Meta {
-        // SAFETY: see `new`; an aligned word.
-        Meta(unsafe { ptr::read_volatile(self.meta_at(0)) })
+        self.meta_of(0)
     }
 
-    /// Writes the meta word of both lines.
+    /// The meta word of a line, 0 or 1.
+    #[must_use]
+    #[inline(always)]
+    pub fn meta_of(&self, line: usize) -> Meta {
+        // SAFETY: see `new`; an aligned word.
+        Meta(unsafe { word::load(self.meta_at(line)) })
+    }
+
+    /// Writes the meta word of both lines; line 0 last, so that an entry is whole once it says so.
     #[inline(always)]
     pub fn set_meta(&self, meta: Meta) {
         // SAFETY: see `new`; aligned words.
         unsafe {
-            ptr::write_volatile(self.meta_at(0), meta.0);
-            ptr::write_volatile(self.meta_at(1), meta.0);
+            word::publish(self.meta_at(1), meta.0);
+            word::publish(self.meta_at(0), meta.0);
         }
+    }
+
+    /// Moves line 0's meta word from `old` to `new`; false when it was something else.
+    #[must_use]
+    #[inline(always)]
+    pub fn exchange_meta(&self, old: Meta, new: Meta) -> bool {
+        self.exchange_meta_of(0, old, new)
+    }
+
+    /// Moves a line's meta word from `old` to `new`; false when it was something else.
+    #[must_use]
+    #[inline(always)]
+    pub fn exchange_meta_of(&self, line: usize, old: Meta, new: Meta) -> bool {
+        // SAFETY: see `new`; an aligned word.
+        unsafe { word::exchange(self.meta_at(line), old.0, new.0) == old.0 }
     }
 
     /// The line of a direction: `true` is lower → higher end.
@@ -231,7 +284,83 @@ impl<F: Family> FlowRef<F> {
             F::STRIDE + F::BODY
         };
         // SAFETY: both bodies are inside the entry.
-        LineRef(unsafe { self.base.add(offset).cast() })
+        LineRef(unsafe { self.base.as_ptr().add(offset).cast() })
+    }
+}
+
+impl<F: Tabled> FlowRef<F> {
+    /// Whether the entry has this key.
+    #[must_use]
+    #[inline(always)]
+    pub fn has_key(&self, words: &F::Words) -> bool {
+        self.line_has_key(0, words)
+    }
+
+    /// Whether a line, 0 or 1, has this key.
+    #[must_use]
+    #[inline(always)]
+    pub fn line_has_key(&self, line: usize, words: &F::Words) -> bool {
+        // SAFETY: both lines are inside the entry.
+        unsafe { F::line_has(self.base.as_ptr().add(line * F::STRIDE), words) }
+    }
+
+    /// One end of the key, v4-mapped for IPv4, as two words in memory order.
+    #[must_use]
+    #[inline(always)]
+    pub fn end(&self, lo: bool) -> [u64; 2] {
+        // SAFETY: line 0 is inside the entry.
+        unsafe { F::end_at(self.base.as_ptr(), lo) }
+    }
+
+    /// Ports and protocol of the key.
+    #[must_use]
+    #[inline(always)]
+    pub fn tail(&self) -> Tail {
+        // SAFETY: line 0 is inside the entry.
+        unsafe { F::tail_at(self.base.as_ptr()) }
+    }
+
+    /// Copies another entry's words, the meta words excepted.
+    ///
+    /// # Safety
+    /// Nobody else uses the entry: it is BUSY or not in a table.
+    #[inline(always)]
+    pub unsafe fn copy_behind_meta(&self, other: Self) {
+        let mut line = 0;
+        while line < 2 {
+            let (to, from) = (self.meta_at(line), other.meta_at(line));
+            let mut index = 1;
+            while index < F::STRIDE / 8 {
+                // SAFETY: both lines are inside their entries.
+                unsafe { ptr::write_volatile(to.add(index), ptr::read_volatile(from.add(index))) };
+                index += 1;
+            }
+            line += 1;
+        }
+    }
+
+    /// Copies another entry. Copying an entry onto itself changes nothing.
+    ///
+    /// # Safety
+    /// As for [`Self::copy_behind_meta`].
+    #[inline(always)]
+    pub unsafe fn copy_whole(&self, other: Self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.copy_behind_meta(other) };
+        self.set_meta(other.meta());
+    }
+
+    /// Makes it the empty entry of a key. The meta words stay as they are.
+    ///
+    /// # Safety
+    /// Nobody else uses the entry: it is BUSY or not in a table.
+    #[inline(always)]
+    pub unsafe fn begin(&self, words: &F::Words) {
+        // SAFETY: both lines are inside the entry, and ours.
+        unsafe {
+            F::write_line(self.base.as_ptr(), words);
+            F::write_line(self.base.as_ptr().add(F::STRIDE), words);
+        }
     }
 }
 
@@ -290,8 +419,8 @@ impl LineRef {
     pub fn add(&self, packets: u64, bytes: u64) {
         // SAFETY: see `FlowRef::new`; the fields are aligned 64-bit words.
         unsafe {
-            atomic_add(ptr::addr_of_mut!((*self.0).packets), packets);
-            atomic_add(ptr::addr_of_mut!((*self.0).bytes), bytes);
+            word::add(ptr::addr_of_mut!((*self.0).packets), packets);
+            word::add(ptr::addr_of_mut!((*self.0).bytes), bytes);
         }
     }
 
@@ -310,32 +439,6 @@ impl LineRef {
         // SAFETY: see `FlowRef::new`.
         unsafe { ptr::read_volatile(ptr::addr_of!((*self.0).bytes)) }
     }
-}
-
-/// Adds to a word that other CPUs add to as well.
-///
-/// # Safety
-/// `word` points to an aligned, live u64.
-#[cfg(target_arch = "bpf")]
-#[inline(always)]
-pub unsafe fn atomic_add(word: *mut u64, value: u64) {
-    // The target has no `AtomicU64::fetch_add`; this is the one instruction it would be.
-    // SAFETY: the caller's promise; the instruction touches that word only.
-    unsafe {
-        core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) value);
-    }
-}
-
-/// Adds to a word that other threads add to as well.
-///
-/// # Safety
-/// `word` points to an aligned, live u64.
-#[cfg(not(target_arch = "bpf"))]
-#[inline(always)]
-pub unsafe fn atomic_add(word: *mut u64, value: u64) {
-    use core::sync::atomic::{AtomicU64, Ordering};
-    // SAFETY: the caller's promise.
-    unsafe { AtomicU64::from_ptr(word) }.fetch_add(value, Ordering::Relaxed);
 }
 
 #[cfg(test)]
@@ -360,5 +463,8 @@ mod tests {
         );
         assert!(flags.is_filtered());
         assert_eq!(flags.with_filtered(false).with_verdict(2, 3).verdict(), 2);
+        let proven = flags.with_proven().with_state(State::CUT);
+        assert!(proven.is_proven() && proven.is_filtered() && !flags.is_proven());
+        assert_eq!(proven.state(), State::CUT);
     }
 }

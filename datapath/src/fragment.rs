@@ -14,8 +14,9 @@ use core::ptr::{self, NonNull};
 use crate::abi::{FragmentKey, FragmentValue, Loss};
 use crate::drop_reason::DropReason;
 use crate::ids::Direction;
-use crate::packet::{Family, Kind, Packet, Piece};
+use crate::packet::{Kind, Packet, Piece};
 use crate::pipeline::{Action, Env, Workspace, process};
+use crate::table::Tabled;
 
 /// How long a first fragment teaches, in seconds. Fragments of one packet leave their sender at once.
 pub const LIFETIME: u32 = 5;
@@ -75,7 +76,7 @@ impl FragmentRef {
 /// The drop reason of a packet that was not understood or belongs to no packet that is known; where nothing is
 /// enforced it passes nevertheless.
 #[inline(always)]
-pub fn judge<F: Family, E: Env<F> + Fragments>(
+pub fn judge<F: Tabled, E: Env<F> + Fragments>(
     env: E,
     w: &mut Workspace<F>,
     direction: Direction,
@@ -102,7 +103,7 @@ pub fn judge<F: Family, E: Env<F> + Fragments>(
 }
 
 #[inline(always)]
-fn key<F: Family>(packet: &Packet<F::Addr>, scope: u16, direction: Direction) -> FragmentKey {
+fn key<F: Tabled>(packet: &Packet<F::Addr>, scope: u16, direction: Direction) -> FragmentKey {
     FragmentKey {
         src: F::mapped(&packet.src),
         dst: F::mapped(&packet.dst),
@@ -116,7 +117,7 @@ fn key<F: Family>(packet: &Packet<F::Addr>, scope: u16, direction: Direction) ->
 /// Learns from a first fragment, teaches a later one. `parsed` and the answer are [`DropReason::None`] when all is
 /// well.
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn before<F: Family, E: Env<F> + Fragments>(
+fn before<F: Tabled, E: Env<F> + Fragments>(
     env: E,
     w: &mut Workspace<F>,
     direction: Direction,
@@ -204,7 +205,7 @@ fn teach<A>(packet: &mut Packet<A>, entry: FragmentRef, now: u32) -> DropReason 
 
 /// What was remembered of a first fragment that did not pass teaches nobody; what is complete is forgotten.
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn after<F: Family, E: Env<F> + Fragments>(
+fn after<F: Tabled, E: Env<F> + Fragments>(
     env: E,
     w: &Workspace<F>,
     direction: Direction,

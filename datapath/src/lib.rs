@@ -14,6 +14,7 @@ pub mod drop_reason;
 pub mod failsafe;
 pub mod flow;
 pub mod fragment;
+pub mod hash;
 pub mod ids;
 pub mod owner;
 pub mod packet;
@@ -21,4 +22,6 @@ pub mod pipeline;
 pub mod record;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod table;
 pub mod verdict;
+pub mod word;

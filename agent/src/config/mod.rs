@@ -260,6 +260,17 @@ pub struct Tables {
     pub denies: u32,
     /// Bytes of the event ring, a power of two.
     pub ring_bytes: u32,
+    /// How much of the flow table the connections of one peer address may fill, percent; 0 = all of it.
+    pub peer_share: u32,
+}
+
+impl Tables {
+    /// The share in entries; 0 = no limit.
+    #[must_use]
+    pub fn share(&self) -> u32 {
+        let flows = u64::from(self.flows4.max(self.flows6));
+        u32::try_from(flows * u64::from(self.peer_share) / 100).unwrap_or(u32::MAX)
+    }
 }
 
 impl Default for Tables {
@@ -269,6 +280,9 @@ impl Default for Tables {
             flows6: 65_536,
             denies: 65_536,
             ring_bytes: 4 << 20,
+            // One peer may well be the only one: a proxy in front of everything. It must not be able to fill the last
+            // way for everybody else.
+            peer_share: 80,
         }
     }
 }
@@ -368,7 +382,14 @@ impl Config {
             flows6,
             denies,
             ring_bytes,
+            peer_share,
         } = self.tables;
+        if peer_share > 100 {
+            return Err(invalid(
+                "tables.peer_share",
+                format!("{peer_share} is more than 100 percent"),
+            ));
+        }
         for (key, size) in [
             ("tables.flows4", flows4),
             ("tables.flows6", flows6),

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use datapath::abi::{Flow4, Flow6, Key4, Key6};
+use datapath::abi::{Flow4, Flow6};
 use datapath::conntrack::State;
 use datapath::flow::{Flags, Meta, bits, slot};
 use datapath::ids::{Direction, EndpointId, protocol};
@@ -11,7 +11,7 @@ use datapath::verdict::Query;
 use serde::Serialize;
 
 use crate::kernel::sockdiag::Connection;
-use crate::kernel::{KernelError, OfflineKernel};
+use crate::kernel::{Kernel, KernelError};
 use crate::reconcile::lookup::Lookup;
 
 /// An adopted connection that the policy would deny: kept once, and said.
@@ -51,8 +51,8 @@ impl Seeded {
 }
 
 enum Entry {
-    V4(Key4, Box<Flow4>),
-    V6(Key6, Box<Flow6>),
+    V4(Box<Flow4>),
+    V6(Box<Flow6>),
 }
 
 /// Makes an entry for each connection that has none; never touches one that is there.
@@ -60,7 +60,7 @@ enum Entry {
 /// # Errors
 /// When a table refuses; what was made stays.
 pub fn seed(
-    kernel: &OfflineKernel,
+    kernel: &Kernel,
     connections: &[Connection],
     jiffies: u32,
     lookup: &Lookup,
@@ -69,8 +69,8 @@ pub fn seed(
     let mut seeded = Seeded::default();
     for connection in connections {
         let made = match entry(connection, generation, jiffies) {
-            Entry::V4(key, flow) => kernel.insert_flow4(&key, &flow)?,
-            Entry::V6(key, flow) => kernel.insert_flow6(&key, &flow)?,
+            Entry::V4(flow) => kernel.insert_flow4(&flow)?,
+            Entry::V6(flow) => kernel.insert_flow6(&flow)?,
         };
         if made {
             seeded.adopted += 1;
@@ -104,7 +104,10 @@ fn entry(connection: &Connection, generation: u32, jiffies: u32) -> Entry {
         if direction == Direction::Egress {
             verdict |= bits::EGRESS;
         }
-        Flags::new(0, State::ESTABLISHED, verdict, 0).0
+        // Both ends have proved it to this host's own TCP.
+        Flags::new(0, State::ESTABLISHED, verdict, 0)
+            .with_proven()
+            .0
     };
     let low = connection.cookie as u32;
     let high = (connection.cookie >> 32) as u32;
@@ -125,7 +128,7 @@ fn entry(connection: &Connection, generation: u32, jiffies: u32) -> Entry {
             }
             let [_, back] = &mut flow.lines;
             (back.body.a, back.body.b, back.body.c) = (jiffies, low, high);
-            Entry::V4(key, Box::new(flow))
+            Entry::V4(Box::new(flow))
         }
         (from, to) => {
             let octets = |ip: IpAddr| match ip {
@@ -147,7 +150,7 @@ fn entry(connection: &Connection, generation: u32, jiffies: u32) -> Entry {
             }
             let [_, back] = &mut flow.lines;
             (back.body.a, back.body.b, back.body.c) = (jiffies, low, high);
-            Entry::V6(key, Box::new(flow))
+            Entry::V6(Box::new(flow))
         }
     }
 }
@@ -190,8 +193,8 @@ mod tests {
                 cookie: 0x1_0000_0002,
             };
             let view = match entry(&connection, 8, 1000) {
-                Entry::V4(_, flow) => FlowView::of4(&flow),
-                Entry::V6(_, flow) => FlowView::of6(&flow),
+                Entry::V4(flow) => FlowView::of4(&flow),
+                Entry::V6(flow) => FlowView::of6(&flow),
             };
             let (initiator, responder, direction) = ends(&connection);
             let at = |bytes, port| SocketAddr::new(crate::flows::record::address(bytes), port);

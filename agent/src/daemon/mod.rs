@@ -163,6 +163,7 @@ impl Host {
             flows6: config.tables.flows6,
             denies: config.tables.denies,
             ring: config.tables.ring_bytes,
+            share: config.tables.share(),
         };
         let kernel = Arc::new(Kernel::open(&config.pin_dir, sizes, store.pins().as_ref())?);
         store.set_pins(kernel.pin_state())?;

@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use datapath::abi::{DenyKey, DenyValue, Event, Flow4, Flow6, Key4, Key6, event_kind};
+use datapath::abi::{DenyKey, DenyValue, Event, Flow4, Flow6, event_kind};
+use datapath::flow::{Meta, slot};
 use datapath::record::FlowView;
 
 use super::names::Names;
 use super::record::{Context, Instance, Record};
-use crate::kernel::OfflineKernel;
 use crate::kernel::clock::Converter;
+use crate::kernel::flowtable::Place;
+use crate::kernel::{Kernel, OfflineKernel};
 
 /// What was last said of a flow.
 #[derive(Clone, Copy, Debug)]
@@ -26,8 +28,8 @@ struct Said {
 /// An entry that is over and whose last record was made: to be deleted once that record is spooled.
 #[derive(Clone, Copy, Debug)]
 enum Finished {
-    V4(Key4, Seen),
-    V6(Key6, Seen),
+    V4(Place, Flow4),
+    V6(Place, Flow6),
     Deny(DenyKey, Seen),
 }
 
@@ -200,16 +202,18 @@ impl Collector {
         self.sweeps += 1;
         let mut pass = Pass::default();
         let names = Arc::clone(&self.names);
-        kernel.flows4.for_each(|key: Key4, flow: Flow4| {
+        kernel.flows4.for_each(|place, flow: Flow4| {
             let view = FlowView::of4(&flow);
-            if self.flow(&mut pass, &names, clock, now_ns, &view) {
-                pass.finished.push(Finished::V4(key, Seen::flow(&view)));
+            let ended = Meta(flow.lines[0].meta).slot() == slot::CLOSED;
+            if self.flow(&mut pass, &names, clock, now_ns, &view, ended) {
+                pass.finished.push(Finished::V4(place, flow));
             }
         })?;
-        kernel.flows6.for_each(|key: Key6, flow: Flow6| {
+        kernel.flows6.for_each(|place, flow: Flow6| {
             let view = FlowView::of6(&flow);
-            if self.flow(&mut pass, &names, clock, now_ns, &view) {
-                pass.finished.push(Finished::V6(key, Seen::flow(&view)));
+            let ended = Meta(flow.lines[0].meta).slot() == slot::CLOSED;
+            if self.flow(&mut pass, &names, clock, now_ns, &view, ended) {
+                pass.finished.push(Finished::V6(place, flow));
             }
         })?;
         kernel.denies.for_each(|key: DenyKey, value: DenyValue| {
@@ -222,7 +226,7 @@ impl Collector {
         Ok(pass)
     }
 
-    /// Looks at one entry; true when it is over and may be deleted.
+    /// Looks at one entry; true when it is over and may be deleted. `ended`: the kernel has closed it already.
     fn flow(
         &mut self,
         pass: &mut Pass,
@@ -230,8 +234,9 @@ impl Collector {
         clock: &Converter,
         now_ns: i64,
         view: &FlowView,
+        ended: bool,
     ) -> bool {
-        pass.flows += 1;
+        pass.flows += u64::from(!ended);
         let total = packets(view);
         let instance = Instance::of_view(view);
         let timeout = self
@@ -240,7 +245,7 @@ impl Collector {
             .get(usize::from(view.state.0 & 15))
             .copied()
             .unwrap_or(0);
-        let expired = timeout != 0 && clock.age(view.last) > timeout;
+        let expired = ended || (timeout != 0 && clock.age(view.last) > timeout);
         let closed = view.state.is_closed() || expired;
         let sweep = self.sweeps;
         let said = self.said.get(&instance).copied();
@@ -337,24 +342,44 @@ impl Collector {
     }
 
     /// Deletes the entries that a pass found to be over. Call it only when the pass's records are spooled. An
-    /// entry that changed meanwhile is put back.
+    /// entry that changed meanwhile goes on.
     ///
     /// # Errors
     /// When a table cannot be changed.
-    pub fn delete_finished(&mut self, kernel: &OfflineKernel, pass: &Pass) -> std::io::Result<u64> {
+    pub fn delete_finished(
+        &mut self,
+        kernel: &Kernel,
+        pass: &Pass,
+    ) -> Result<u64, crate::kernel::KernelError> {
+        for finished in &pass.finished {
+            match finished {
+                Finished::V4(Place::Slot(index), _) => kernel.flows4.begin_close(*index),
+                Finished::V6(Place::Slot(index), _) => kernel.flows6.begin_close(*index),
+                _ => {}
+            }
+        }
+        if !pass.finished.is_empty() {
+            kernel.wait_for_packets();
+        }
         let mut deleted = 0;
         for finished in &pass.finished {
             let gone = match finished {
-                Finished::V4(key, seen) => kernel
-                    .flows4
-                    .take_if(key, |flow| Seen::flow(&FlowView::of4(flow)) == *seen)?,
-                Finished::V6(key, seen) => kernel
-                    .flows6
-                    .take_if(key, |flow| Seen::flow(&FlowView::of6(flow)) == *seen)?,
+                Finished::V4(Place::Slot(index), flow) => {
+                    let seen = Seen::flow(&FlowView::of4(flow));
+                    kernel
+                        .flows4
+                        .finish_close(*index, |flow| Seen::flow(&FlowView::of4(flow)) == seen)
+                }
+                Finished::V6(Place::Slot(index), flow) => {
+                    let seen = Seen::flow(&FlowView::of6(flow));
+                    kernel
+                        .flows6
+                        .finish_close(*index, |flow| Seen::flow(&FlowView::of6(flow)) == seen)
+                }
+                Finished::V4(Place::Spilled, flow) => kernel.reap4(flow)?,
+                Finished::V6(Place::Spilled, flow) => kernel.reap6(flow)?,
                 Finished::Deny(key, seen) => {
-                    let gone = kernel
-                        .denies
-                        .take_if(key, |value| Seen::denial(value) == *seen)?;
+                    let gone = kernel.take_denial(key, |value| Seen::denial(value) == *seen)?;
                     if gone {
                         self.denied.remove(key);
                     }
@@ -468,7 +493,7 @@ mod tests {
         let names = Names::default();
         let sweep = |collector: &mut Collector, packets, now, clock: &Converter| {
             let mut pass = Pass::default();
-            let over = collector.flow(&mut pass, &names, clock, now, &view(packets));
+            let over = collector.flow(&mut pass, &names, clock, now, &view(packets), false);
             (
                 pass.records
                     .into_iter()
@@ -543,12 +568,12 @@ mod tests {
         );
         let mut first = Collector::new("abcdef01", settings(), []);
         let mut pass = Pass::default();
-        assert!(first.flow(&mut pass, &Names::default(), &clock, 5, &view(3)));
+        assert!(first.flow(&mut pass, &Names::default(), &clock, 5, &view(3), false));
         assert_eq!(pass.records.len(), 1);
         let mut second = Collector::new("abcdef01", settings(), pass.closed);
         let mut pass = Pass::default();
         assert!(
-            second.flow(&mut pass, &Names::default(), &clock, 5, &view(3)),
+            second.flow(&mut pass, &Names::default(), &clock, 5, &view(3), false),
             "still to be deleted"
         );
         assert_eq!(pass.records.len(), 0);

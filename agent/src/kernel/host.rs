@@ -5,18 +5,22 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use datapath::abi::{
     ActiveWord, Clock, Config, Counter, DenyKey, DenyValue, FailsafeKey, FailsafeValue, Flow4,
-    Flow6, FragmentKey, FragmentValue, Key4, Key6, Loss, SLOTS, maps, panic,
+    Flow6, FragmentKey, FragmentValue, Loss, SLOTS, Tables, maps, panic, tool,
 };
 use datapath::drop_reason::DropReason;
+use datapath::packet::{V4, V6};
+use datapath::table::BUCKETS;
 use serde::{Deserialize, Serialize};
 
 use super::content::{Content, Flat, Part};
-use super::loader::{self, CLOCK, Pins, Programs, TableSizes, TimeSource};
+use super::flowtable::FlowTable;
+use super::loader::{self, CLOCK, Pins, Programs, REAP, SEED, TableSizes, TimeSource};
 use super::map::RawMap;
+use super::mapping::Mapping;
 use super::pins::{PinDir, PinState};
 use super::sys::{self, TestRun};
 use super::table::{ActiveCell, PerCpu, Table, bytes_of};
@@ -92,8 +96,8 @@ pub struct OfflineKernel {
     config: Table<u32, Config>,
     pub(super) clock: Table<u32, Clock>,
     failsafes: Table<FailsafeKey, FailsafeValue>,
-    pub(crate) flows4: Table<Key4, Flow4>,
-    pub(crate) flows6: Table<Key6, Flow6>,
+    pub(crate) flows4: FlowTable<V4>,
+    pub(crate) flows6: FlowTable<V6>,
     pub(crate) denies: Table<DenyKey, DenyValue>,
     pub(crate) fragments: Table<FragmentKey, FragmentValue>,
     reasons: PerCpu<Counter>,
@@ -117,13 +121,23 @@ impl OfflineKernel {
             let path = dir.map(name);
             move |source: io::Error| KernelError::pin(&path, source)
         };
+        let tables: Tables = table::<u32, Tables>(&dir, maps::TABLES)?
+            .get(&0)
+            .map_err(KernelError::map(maps::TABLES, "read"))?
+            .unwrap_or_default();
+        let path = dir.map(maps::BUCKETS);
+        let buckets =
+            Arc::new(Mapping::open(&path, 8).map_err(|source| KernelError::pin(&path, source))?);
+        if buckets.len() != BUCKETS {
+            return Err(KernelError::pin(&path, io::ErrorKind::InvalidData.into()));
+        }
         Ok(Self {
             active: ActiveCell::open(&dir.map(maps::ACTIVE)).map_err(pin(maps::ACTIVE))?,
             config: table(&dir, maps::CONFIG)?,
             clock: table(&dir, maps::CLOCK)?,
             failsafes: table(&dir, maps::FAILSAFES)?,
-            flows4: table(&dir, maps::FLOWS4)?,
-            flows6: table(&dir, maps::FLOWS6)?,
+            flows4: FlowTable::open(&dir, tables, Arc::clone(&buckets))?,
+            flows6: FlowTable::open(&dir, tables, buckets)?,
             denies: table(&dir, maps::DENIES)?,
             fragments: table(&dir, maps::FRAGMENTS)?,
             reasons: PerCpu::open(&dir.map(maps::REASONS)).map_err(pin(maps::REASONS))?,
@@ -398,24 +412,23 @@ impl OfflineKernel {
             .map_err(KernelError::map(maps::CLOCK, "read"))
     }
 
-    /// Makes an IPv4 flow; `false` when it was there.
-    ///
-    /// # Errors
-    /// When the table refuses.
-    pub fn insert_flow4(&self, key: &Key4, flow: &Flow4) -> Result<bool> {
-        self.flows4
-            .insert(key, flow)
-            .map_err(KernelError::map(maps::FLOWS4, "adopt a connection in"))
+    /// Waits until every packet that is on its way through the programs now has left them.
+    pub(crate) fn wait_for_packets(&self) {
+        if let Err(error) = sys::grace_period() {
+            tracing::debug!(%error, "no membarrier: waiting longer than any program runs");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
     }
 
-    /// Makes an IPv6 flow; `false` when it was there.
-    ///
-    /// # Errors
-    /// When the table refuses.
-    pub fn insert_flow6(&self, key: &Key6, flow: &Flow6) -> Result<bool> {
-        self.flows6
-            .insert(key, flow)
-            .map_err(KernelError::map(maps::FLOWS6, "adopt a connection in"))
+    /// Takes an aggregated denial out if it is still what the caller recorded.
+    pub(crate) fn take_denial(
+        &self,
+        key: &DenyKey,
+        unchanged: impl Fn(&DenyValue) -> bool,
+    ) -> Result<bool> {
+        self.denies
+            .take_if(key, unchanged)
+            .map_err(KernelError::map(maps::DENIES, "delete from"))
     }
 
     /// Flows in both tables.
@@ -425,13 +438,18 @@ impl OfflineKernel {
     pub fn flow_count(&self) -> Result<u64> {
         let mut count = 0;
         self.flows4
-            .for_each(|_, _| count += 1)
+            .for_each(|_, flow| count += u64::from(is_in_use::<V4>(&flow)))
             .map_err(KernelError::map(maps::FLOWS4, "read"))?;
         self.flows6
-            .for_each(|_, _| count += 1)
+            .for_each(|_, flow| count += u64::from(is_in_use::<V6>(&flow)))
             .map_err(KernelError::map(maps::FLOWS6, "read"))?;
         Ok(count)
     }
+}
+
+/// Whether an entry counts as a flow: one that is closed only waits to be told.
+fn is_in_use<F: super::flowtable::Mapped>(flow: &F::Flow) -> bool {
+    F::meta_of(flow).slot() != datapath::flow::slot::CLOSED
 }
 
 /// The shared maps and the loaded programs.
@@ -486,6 +504,7 @@ impl Kernel {
             super::clock::boot_id().map_err(KernelError::system("reading the boot id"))?;
         let remembered = remembered.filter(|state| state.boot_id == boot_id);
         let (programs, pins) = loader::load(&dir, sizes, remembered, object, time)?;
+        prepare_tables(&dir, sizes)?;
         let state = dir.state(&boot_id)?;
         Ok(Self {
             maps: OfflineKernel::open_dir(dir)?,
@@ -525,6 +544,48 @@ impl Kernel {
         self.last_clock()
     }
 
+    /// Makes an IPv4 flow; `false` when it was there.
+    ///
+    /// # Errors
+    /// When the table has no room, or the kernel refuses.
+    pub fn insert_flow4(&self, flow: &Flow4) -> Result<bool> {
+        self.tool(SEED[0], bytes_of(flow), maps::FLOWS4)
+    }
+
+    /// Makes an IPv6 flow; `false` when it was there.
+    ///
+    /// # Errors
+    /// When the table has no room, or the kernel refuses.
+    pub fn insert_flow6(&self, flow: &Flow6) -> Result<bool> {
+        self.tool(SEED[1], bytes_of(flow), maps::FLOWS6)
+    }
+
+    /// Takes a spilled IPv4 flow out if it still is what `seen` says; `false` when it is not.
+    pub(crate) fn reap4(&self, seen: &Flow4) -> Result<bool> {
+        self.tool(REAP[0], bytes_of(seen), maps::SPILL4)
+    }
+
+    /// Takes a spilled IPv6 flow out if it still is what `seen` says; `false` when it is not.
+    pub(crate) fn reap6(&self, seen: &Flow6) -> Result<bool> {
+        self.tool(REAP[1], bytes_of(seen), maps::SPILL6)
+    }
+
+    /// Runs a program that changes a table, over one entry.
+    fn tool(&self, program: &'static str, entry: &[u8], map: &'static str) -> Result<bool> {
+        let mut frame = vec![0u8; tool::OFFSET as usize];
+        frame.extend_from_slice(entry);
+        let failed = |what, kind: io::ErrorKind| KernelError::map(map, what)(kind.into());
+        match self.test_run(program, &frame, 1)?.retval {
+            tool::DONE => Ok(true),
+            tool::DECLINED => Ok(false),
+            tool::FULL => Err(failed(
+                "find room for a connection in",
+                io::ErrorKind::StorageFull,
+            )),
+            _ => Err(failed("change", io::ErrorKind::ResourceBusy)),
+        }
+    }
+
     /// Runs one of the programs over a frame.
     ///
     /// # Errors
@@ -535,6 +596,30 @@ impl Kernel {
         })?
         .map_err(KernelError::system("running a program once"))
     }
+}
+
+/// Tells the programs how large the flow tables are, and gives new tables a secret of their own.
+fn prepare_tables(dir: &PinDir, sizes: TableSizes) -> Result<()> {
+    let path = dir.map(maps::TABLES);
+    let map: Table<u32, Tables> =
+        Table::open(&path).map_err(|source| KernelError::pin(&path, source))?;
+    let mut tables = map
+        .get(&0)
+        .map_err(KernelError::map(maps::TABLES, "read"))?
+        .unwrap_or_default();
+    // Where entries are depends on the secret: it lives as long as they do.
+    if tables.secret == [0; datapath::hash::SECRET_WORDS] {
+        for word in &mut tables.secret {
+            let mut bytes = [0; 4];
+            sys::random(&mut bytes).map_err(KernelError::system("asking for random bytes"))?;
+            *word = u32::from_ne_bytes(bytes);
+        }
+    }
+    tables.mask4 = datapath::table::sets(sizes.flows4) - 1;
+    tables.mask6 = datapath::table::sets(sizes.flows6) - 1;
+    tables.share = sizes.share;
+    map.set(&0, &tables)
+        .map_err(KernelError::map(maps::TABLES, "write"))
 }
 
 /// The bytes of a key, to be used as a key of an ordered map.

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use datapath::abi::{
-    DenyKey, DenyValue, Flow4, Flow6, FragmentKey, FragmentValue, Key4, Key6, maps,
+    DenyKey, DenyValue, Flow4, Flow6, FragmentKey, FragmentValue, Key4, Key6, Tables, maps,
 };
 
 use super::host::{Kernel, OfflineKernel};
@@ -29,6 +29,19 @@ impl OfflineKernel {
         self.flows6
             .entries()
             .map_err(KernelError::map(maps::FLOWS6, "read"))
+    }
+
+    /// Geometry and secret of the flow tables.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn tables(&self) -> Result<Tables> {
+        let path = self.dir().map(maps::TABLES);
+        let map: super::table::Table<u32, Tables> =
+            super::table::Table::open(&path).map_err(|source| KernelError::pin(&path, source))?;
+        map.get(&0)
+            .map(Option::unwrap_or_default)
+            .map_err(KernelError::map(maps::TABLES, "read"))
     }
 
     /// Every aggregated denial.
@@ -63,28 +76,34 @@ impl OfflineKernel {
         .map_err(KernelError::map(maps::FRAGMENTS, "write"))
     }
 
-    /// Writes an IPv4 entry as it is; `None` removes it.
+    /// Writes an IPv4 entry over the one of the same key.
     ///
     /// # Errors
     /// When the table cannot be written.
-    pub fn put4(&self, key: &Key4, flow: Option<&Flow4>) -> Result<()> {
-        match flow {
-            Some(flow) => self.flows4.set(key, flow),
-            None => self.flows4.remove(key).map(drop),
-        }
-        .map_err(KernelError::map(maps::FLOWS4, "write"))
+    pub fn put4(&self, key: &Key4, flow: &Flow4) -> Result<()> {
+        self.flows4
+            .put(key, flow)
+            .map_err(KernelError::map(maps::FLOWS4, "write"))
     }
 
-    /// Writes an IPv6 entry as it is; `None` removes it.
+    /// Writes an IPv6 entry over the one of the same key.
     ///
     /// # Errors
     /// When the table cannot be written.
-    pub fn put6(&self, key: &Key6, flow: Option<&Flow6>) -> Result<()> {
-        match flow {
-            Some(flow) => self.flows6.set(key, flow),
-            None => self.flows6.remove(key).map(drop),
-        }
-        .map_err(KernelError::map(maps::FLOWS6, "write"))
+    pub fn put6(&self, key: &Key6, flow: &Flow6) -> Result<()> {
+        self.flows6
+            .put(key, flow)
+            .map_err(KernelError::map(maps::FLOWS6, "write"))
+    }
+
+    /// Empties the flow tables, while no packet is on its way.
+    ///
+    /// # Errors
+    /// When a table cannot be written.
+    pub fn clear_flows(&self) -> Result<()> {
+        let failed = || KernelError::map(maps::FLOWS4, "empty");
+        self.flows4.clear().map_err(failed())?;
+        self.flows6.clear().map_err(failed())
     }
 
     /// Writes an aggregated denial as it is; `None` removes it.

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use aya::maps::ProgramArray;
 use aya::programs::{Program, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
-use datapath::abi::{SLOTS, maps};
+use datapath::abi::{SLOTS, maps, tails};
+use datapath::table;
 use tracing::{info, warn};
 
 use super::attribution;
@@ -28,6 +30,18 @@ pub const EGRESS: &str = "cofferdam_egress";
 /// Program that is only ever test-run: it writes the clock.
 pub const CLOCK: &str = "cofferdam_clock";
 
+/// Programs that the hooks go on in: slot of TAILS, name.
+const TAILS: [(u32, &str); 4] = [
+    (tails::READ4, "cofferdam_read4"),
+    (tails::READ6, "cofferdam_read6"),
+    (tails::JUDGE4, "cofferdam_judge4"),
+    (tails::JUDGE6, "cofferdam_judge6"),
+];
+/// Programs that are only ever test-run: they put an entry into a flow table.
+pub(crate) const SEED: [&str; 2] = ["cofferdam_seed4", "cofferdam_seed6"];
+/// Programs that are only ever test-run: they take a spilled entry out.
+pub(crate) const REAP: [&str; 2] = ["cofferdam_reap4", "cofferdam_reap6"];
+
 /// Sizes of the tables whose capacity is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableSizes {
@@ -39,13 +53,19 @@ pub struct TableSizes {
     pub denies: u32,
     /// Bytes of the event ring, a power of two.
     pub ring: u32,
+    /// Entries that the peers of one bucket may hold; 0 = as many as fit.
+    pub share: u32,
 }
 
 impl TableSizes {
     fn by_name(self) -> BTreeMap<&'static str, u32> {
         BTreeMap::from([
-            (maps::FLOWS4, self.flows4),
-            (maps::FLOWS6, self.flows6),
+            (maps::FLOWS4, table::sets(self.flows4)),
+            (maps::LOCKS4, table::sets(self.flows4)),
+            (maps::SPILL4, table::spill_room(self.flows4)),
+            (maps::FLOWS6, table::sets(self.flows6)),
+            (maps::LOCKS6, table::sets(self.flows6)),
+            (maps::SPILL6, table::spill_room(self.flows6)),
             (maps::DENIES, self.denies),
             (maps::EVENTS, self.ring),
         ])
@@ -67,6 +87,9 @@ const REPLAY: &str = "REPLAY";
 /// The loaded programs.
 pub struct Programs {
     bpf: Ebpf,
+    /// The array of programs of the maps before, which hooks still use until they are replaced: the kernel empties
+    /// it when nobody holds it any more (kernel/bpf/arraymap.c, `prog_array_map_clear`).
+    _retired: Option<RawMap>,
 }
 
 /// What was found at the pins.
@@ -114,6 +137,7 @@ pub fn load(
     time: TimeSource,
 ) -> Result<(Programs, Pins)> {
     let sizes = sizes.by_name();
+    let mut retired = None;
     let pins = match dir.check(&sizes, remembered)? {
         None => Pins::Fresh,
         Some(problems) if problems.is_empty() => Pins::Reused,
@@ -121,6 +145,7 @@ pub fn load(
             for problem in &problems {
                 warn!(map = problem.map, what = %problem.what, "pinned map is not what this agent pinned: rebuilding");
             }
+            retired = RawMap::open(&dir.map(maps::TAILS)).ok();
             dir.forget_maps()?;
             Pins::Rebuilt(problems)
         }
@@ -141,15 +166,51 @@ pub fn load(
     let mut bpf = loader
         .load(object)
         .map_err(|error| KernelError::Load(Box::new(error)))?;
-    for name in [INGRESS, EGRESS, CLOCK] {
+    let [seed4, seed6] = SEED;
+    let [reap4, reap6] = REAP;
+    let parts = TAILS.map(|(_, name)| name);
+    let all = parts
+        .into_iter()
+        .chain([INGRESS, EGRESS, CLOCK, seed4, seed6, reap4, reap6]);
+    for name in all {
         let program = classifier(&mut bpf, name)?;
         program.load().map_err(|source| KernelError::Program {
             name,
             source: Box::new(source),
         })?;
     }
+    connect(&mut bpf)?;
     info!(pins = ?pins, path = %dir.path().display(), "kernel object loaded");
-    Ok((Programs { bpf }, pins))
+    let programs = Programs {
+        bpf,
+        _retired: retired,
+    };
+    Ok((programs, pins))
+}
+
+/// Puts the programs into the array that the hooks go on through; one store each, under traffic too.
+fn connect(bpf: &mut Ebpf) -> Result<()> {
+    let mut fds = Vec::new();
+    for (slot, name) in TAILS {
+        let program = classifier(bpf, name)?;
+        let fd = program
+            .fd()
+            .and_then(|fd| fd.try_clone().map_err(Into::into))
+            .map_err(|source| KernelError::Program {
+                name,
+                source: Box::new(source),
+            })?;
+        fds.push((slot, fd));
+    }
+    let failed = |source: aya::maps::MapError| KernelError::Load(Box::new(source.into()));
+    let map = bpf
+        .map_mut(maps::TAILS)
+        .ok_or(KernelError::NoProgram(maps::TAILS))?;
+    let mut array = ProgramArray::try_from(map).map_err(failed)?;
+    for (slot, fd) in &fds {
+        array.set(*slot, fd, 0).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Makes the arrays of maps that are not pinned yet, with templates like the maps that will go into them.

@@ -42,7 +42,7 @@ const fn spec(name: &'static str, kind: u32, key: usize, value: usize, flags: u3
 }
 
 /// Every map that user space and kernel share, all of them pinned.
-pub(crate) const SPECS: [Spec; 19] = [
+pub(crate) const SPECS: [Spec; 26] = [
     spec(
         maps::CONFIG,
         sys::TYPE_ARRAY,
@@ -66,20 +66,45 @@ pub(crate) const SPECS: [Spec; 19] = [
         size_of::<abi::FailsafeValue>(),
         sys::F_NO_PREALLOC,
     ),
+    spec(maps::TAILS, sys::TYPE_PROG_ARRAY, 4, 4, 0),
+    spec(
+        maps::TABLES,
+        sys::TYPE_ARRAY,
+        4,
+        size_of::<abi::Tables>(),
+        0,
+    ),
     spec(
         maps::FLOWS4,
+        sys::TYPE_ARRAY,
+        4,
+        size_of::<abi::Set4>(),
+        sys::F_MMAPABLE,
+    ),
+    spec(
+        maps::FLOWS6,
+        sys::TYPE_ARRAY,
+        4,
+        size_of::<abi::Set6>(),
+        sys::F_MMAPABLE,
+    ),
+    spec(maps::LOCKS4, sys::TYPE_ARRAY, 4, 8, sys::F_MMAPABLE),
+    spec(maps::LOCKS6, sys::TYPE_ARRAY, 4, 8, sys::F_MMAPABLE),
+    spec(
+        maps::SPILL4,
         sys::TYPE_HASH,
         size_of::<abi::Key4>(),
         size_of::<abi::Flow4>(),
         0,
     ),
     spec(
-        maps::FLOWS6,
+        maps::SPILL6,
         sys::TYPE_HASH,
         size_of::<abi::Key6>(),
         size_of::<abi::Flow6>(),
         0,
     ),
+    spec(maps::BUCKETS, sys::TYPE_ARRAY, 4, 8, sys::F_MMAPABLE),
     spec(
         maps::DENIES,
         sys::TYPE_HASH,
@@ -384,7 +409,7 @@ mod tests {
     fn a_pin_of_another_layout_is_named_with_both_sizes() {
         let spec = SPECS
             .iter()
-            .find(|spec| spec.name == maps::FLOWS4)
+            .find(|spec| spec.name == maps::SPILL4)
             .expect("spec");
         let good = MapInfo {
             kind: sys::TYPE_HASH,
@@ -403,6 +428,6 @@ mod tests {
             Some(2000),
         );
         assert_eq!(problems.len(), 2, "{problems:?}");
-        assert_eq!(problems[0].to_string(), "FLOWS4 has value size 64, not 128");
+        assert_eq!(problems[0].to_string(), "SPILL4 has value size 64, not 128");
     }
 }

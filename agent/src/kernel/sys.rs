@@ -40,6 +40,8 @@ pub(crate) const F_MMAPABLE: u32 = 1 << 10;
 
 /// `BPF_MAP_TYPE_HASH`.
 pub(crate) const TYPE_HASH: u32 = 1;
+/// `BPF_MAP_TYPE_PROG_ARRAY`.
+pub(crate) const TYPE_PROG_ARRAY: u32 = 3;
 /// `BPF_MAP_TYPE_ARRAY`.
 pub(crate) const TYPE_ARRAY: u32 = 2;
 /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
@@ -464,6 +466,17 @@ pub(crate) fn grace_period() -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+/// Fills a buffer of at most 256 bytes with random bytes of the kernel.
+pub(crate) fn random(bytes: &mut [u8]) -> io::Result<()> {
+    // SAFETY: a live buffer and its length; up to 256 bytes come whole (getrandom(2)).
+    let result = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(result) == Ok(bytes.len()) {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

@@ -9,6 +9,7 @@ use aya::Pod;
 use datapath::abi::ActiveWord;
 
 use super::map::RawMap;
+use super::mapping::Mapping;
 use super::sys;
 
 /// The bytes of a value that crosses the kernel boundary.
@@ -178,57 +179,24 @@ impl<V: Pod> PerCpu<V> {
 /// The mmap'ed active word: read and written by single 64-bit accesses, as the kernel does.
 #[derive(Debug)]
 pub(crate) struct ActiveCell {
-    word: std::ptr::NonNull<AtomicU64>,
-    length: usize,
-    // Keeps the descriptor for as long as the mapping.
-    _map: RawMap,
+    mapping: Mapping,
 }
-
-// SAFETY: the mapping is shared memory that is only accessed through `&AtomicU64`.
-unsafe impl Send for ActiveCell {}
-// SAFETY: as above; atomics may be shared.
-unsafe impl Sync for ActiveCell {}
 
 impl ActiveCell {
     /// Maps the pinned word.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let map = RawMap::open(path)?;
-        let info = map.info();
-        if info.kind != sys::TYPE_ARRAY || info.value_size != 8 || info.flags & sys::F_MMAPABLE == 0
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "not an mmap-able word",
-            ));
-        }
-        let length = page_size();
-        // SAFETY: a new shared mapping of one page of the array map, whose first 8 bytes are element 0
-        // (page-aligned, so the word is aligned); unmapped in `drop`.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                std::os::fd::AsRawFd::as_raw_fd(&map.fd()),
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let word = std::ptr::NonNull::new(address.cast::<AtomicU64>())
-            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-        Ok(Self {
-            word,
-            length,
-            _map: map,
-        })
+        let mapping = Mapping::open(path, 8)?;
+        Ok(Self { mapping })
     }
 
     fn cell(&self) -> &AtomicU64 {
-        // SAFETY: the mapping lives as long as `self`, is aligned, and every access is atomic.
-        unsafe { self.word.as_ref() }
+        // An array map has an element 0, so the mapping begins with a word.
+        static NONE: AtomicU64 = AtomicU64::new(0);
+        match self.mapping.word(0) {
+            // SAFETY: the mapping lives as long as `self`, is aligned, and every access is atomic.
+            Some(word) => unsafe { AtomicU64::from_ptr(word) },
+            None => &NONE,
+        }
     }
 
     /// What is active.
@@ -243,16 +211,4 @@ impl ActiveCell {
             .map(drop)
             .map_err(ActiveWord)
     }
-}
-
-impl Drop for ActiveCell {
-    fn drop(&mut self) {
-        // SAFETY: address and length of the mapping made in `open`; no reference outlives `self`.
-        unsafe { libc::munmap(self.word.as_ptr().cast(), self.length) };
-    }
-}
-
-fn page_size() -> usize {
-    // SAFETY: sysconf has no preconditions.
-    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }

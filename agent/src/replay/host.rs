@@ -79,6 +79,7 @@ impl Host {
             flows6: config.tables.flows6,
             denies: config.tables.denies,
             ring: config.tables.ring_bytes,
+            share: config.tables.share(),
         };
         let kernel = pins.open(&format!("replay-{number}"), sizes)?;
         kernel.set_clock(&timeline.now().clock)?;
@@ -258,6 +259,7 @@ impl Host {
             .map_err(failed("reading the flow tables"))?;
         self.collector
             .delete_finished(&self.kernel, &pass)
+            .map_err(std::io::Error::other)
             .map_err(failed("deleting finished flows"))?;
         self.keep(pass.records);
         Ok(())

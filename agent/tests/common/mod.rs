@@ -160,6 +160,11 @@ impl Lab {
         self.dir.path().join("bpf")
     }
 
+    /// Where the pins of this build's layout are.
+    pub(crate) fn pinned(&self) -> PathBuf {
+        self.pin.join(format!("v{}", datapath::abi::ABI_VERSION))
+    }
+
     pub(crate) fn pin(&self) -> &Path {
         &self.pin
     }

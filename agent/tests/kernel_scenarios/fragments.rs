@@ -203,7 +203,7 @@ fn what_is_remembered_ends_and_poison_ends_later() {
         // The flow was idle for longer than its timeout, so that this is another instance of it.
         s.pass_in(
             &pieces[0],
-            &format!("out-2/-{} fragment:known event:close event:new", 2 * bytes),
+            &format!("out-2/-{} fragment:known event:new", 2 * bytes),
         );
     });
 }

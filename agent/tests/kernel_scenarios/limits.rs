@@ -2,7 +2,7 @@
 
 use agent::kernel::loader::TableSizes;
 use datapath::abi::config_flags;
-use datapath::packet::tcp::{ACK, FIN, SYN};
+use datapath::packet::tcp::{ACK, SYN};
 use datapath::sim::Content;
 use datapath::sim::packets::{end, tcp};
 
@@ -22,41 +22,38 @@ fn a_full_table_denies_unless_configured() {
     }) else {
         return;
     };
-    let new = "flow:syn-sent out+1/40 event:new";
-    s.pass_in(&tcp(end(PEER, 1), server(), SYN, 0), new);
-    s.pass_in(&tcp(end(PEER, 2), server(), SYN, 0), new);
+    // One set of four, and the least spill room beside it: four more.
+    for port in 1..=8 {
+        let peer = end(PEER, port);
+        s.pass_in(
+            &tcp(peer, server(), SYN, 0),
+            "flow:syn-sent out+1/40 event:new",
+        );
+        s.pass_out(
+            &tcp(server(), peer, SYN | ACK, 0),
+            "state:syn-sent>syn-received in+1/40",
+        );
+        s.pass_in(
+            &tcp(peer, server(), ACK, 0),
+            "state:syn-received>established out+1/40",
+        );
+    }
     let full = "reason:table-full+1/40 denied+1/40 loss:flow-table-full+1";
     s.drop_in(
-        &tcp(end(PEER, 3), server(), SYN, 0),
+        &tcp(end(PEER, 9), server(), SYN, 0),
         &format!("{full} deny:new event:deny"),
     );
-    s.drop_in(&tcp(end(PEER, 4), server(), SYN, 0), full);
-    // Those that are in go on, and a port used again takes its own place.
-    s.pass_out(
-        &tcp(server(), end(PEER, 1), SYN | ACK, 0),
-        "state:syn-sent>syn-received in+1/40",
-    );
-    s.pass_in(
-        &tcp(end(PEER, 1), server(), ACK, 0),
-        "state:syn-received>established out+1/40",
-    );
-    s.pass_in(
-        &tcp(end(PEER, 1), server(), ACK | FIN, 0),
-        "state:established>fin-initiator out+1/40",
-    );
-    s.pass_out(
-        &tcp(server(), end(PEER, 1), ACK | FIN, 0),
-        "state:fin-initiator>time-wait in+1/40 event:close",
-    );
-    s.pass_in(
-        &tcp(end(PEER, 1), server(), SYN, 0),
-        "state:time-wait>syn-sent out-2/-80 in-2/-80 event:close event:new",
-    );
+    s.drop_in(&tcp(end(PEER, 10), server(), SYN, 0), full);
+    // Those that are in go on, in the array and beside it.
+    for port in 1..=8 {
+        s.pass_in(&tcp(end(PEER, port), server(), ACK, 0), "out+1/40");
+        s.pass_out(&tcp(server(), end(PEER, port), ACK, 0), "in+1/40");
+    }
     let mut config = default_config();
     config.flags = config_flags::FULL_ALLOW;
     s.twin.set_config(config);
     s.pass_in(
-        &tcp(end(PEER, 3), server(), SYN, 0),
+        &tcp(end(PEER, 11), server(), SYN, 0),
         "reason:none+1/40 loss:flow-table-full+1 loss:untracked+1",
     );
     // A full table lets in nothing that policy denies.
@@ -87,6 +84,7 @@ fn a_full_table_of_denials_still_counts_by_reason() {
 fn a_full_ring_loses_notices_and_nothing_else() {
     let Some(mut s) = scene(TableSizes {
         ring: 4_096,
+        share: 0,
         ..ROOMY
     }) else {
         return;

@@ -152,12 +152,7 @@ impl Rig {
 
     /// Empties flows, denials, fragments and the ring; counters go on.
     pub fn clear(&mut self) {
-        for (key, _) in self.kernel.entries4().expect("flows") {
-            self.kernel.put4(&key, None).expect("flows");
-        }
-        for (key, _) in self.kernel.entries6().expect("flows") {
-            self.kernel.put6(&key, None).expect("flows");
-        }
+        self.kernel.clear_flows().expect("flows");
         for (key, _) in self.kernel.denial_entries().expect("denials") {
             self.kernel.put_denial(&key, None).expect("denials");
         }

@@ -194,10 +194,10 @@ impl State {
             events: sim.events.borrow().iter().map(event).collect(),
             ..Self::default()
         };
-        for (key, value) in sim.flows4.borrow().iter() {
+        for (key, value) in &sim.flows4() {
             state.flows.extend([flow4(key, value)]);
         }
-        for (key, value) in sim.flows6.borrow().iter() {
+        for (key, value) in &sim.flows6() {
             state.flows.extend([flow6(key, value)]);
         }
         for (key, value) in sim.denies.borrow().iter() {

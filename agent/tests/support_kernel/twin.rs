@@ -21,6 +21,7 @@ pub const ROOMY: TableSizes = TableSizes {
     flows6: 4_096,
     denies: 4_096,
     ring: 1 << 20,
+    share: 0,
 };
 
 /// Both hosts.
@@ -61,7 +62,8 @@ impl Twin {
         let mut sim = Sim::new();
         sim.slots = slots;
         sim.failsafes = failsafes;
-        sim.capacity = self.sizes.flows4 as usize;
+        sim.tables = self.rig.kernel.tables().expect("tables");
+        sim.resize(self.sizes.flows4, self.sizes.flows6);
         sim.deny_capacity = self.sizes.denies as usize;
         sim.ring_capacity = self.ring_capacity();
         sim.jiffies.set(now.jiffies as u32);
@@ -162,24 +164,24 @@ impl Twin {
             for line in &mut flow.lines {
                 each(&mut line.body.last, &mut line.body.expiry);
             }
-            kernel.put4(&key, Some(&flow)).expect("flows");
+            kernel.put4(&key, &flow).expect("flows");
         }
         for (key, mut flow) in kernel.entries6().expect("flows") {
             for line in &mut flow.lines {
                 each(&mut line.body.last, &mut line.body.expiry);
             }
-            kernel.put6(&key, Some(&flow)).expect("flows");
+            kernel.put6(&key, &flow).expect("flows");
         }
-        for flow in self.sim.flows4.borrow_mut().values_mut() {
+        self.sim.rewrite4(|flow| {
             for line in &mut flow.lines {
                 each(&mut line.body.last, &mut line.body.expiry);
             }
-        }
-        for flow in self.sim.flows6.borrow_mut().values_mut() {
+        });
+        self.sim.rewrite6(|flow| {
             for line in &mut flow.lines {
                 each(&mut line.body.last, &mut line.body.expiry);
             }
-        }
+        });
     }
 
     /// Ticks of so many seconds on this kernel.

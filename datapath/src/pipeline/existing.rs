@@ -1,51 +1,108 @@
-//! A packet of a flow that is tracked: state, counters, and the question asked again when policy moved on.
+//! A packet of a flow that is tracked: state, counters, and the question asked again when policy moved on. Everything
+//! here happens under the lock of the entry's set.
 
-use crate::abi::Config;
-use crate::conntrack::{State, datagram_step, tcp_step};
+use crate::abi::{Config, Loss};
+use crate::conntrack::{State, datagram_step, tcp_step, tcp_unproven};
 use crate::drop_reason::DropReason;
 use crate::flow::{Flags, FlowRef, LineRef, Meta, bits, slot};
 use crate::ids::{Direction, protocol};
-use crate::packet::Family;
+use crate::packet::tcp;
+use crate::table::{self, Tabled, bucket_word};
 use crate::verdict::Decision;
 
-use super::{Env, Workspace, ask, decide_into, decision_bits, filter_back, notice};
+use super::{Env, Workspace, ask, decision_bits, filter_back, notice};
 
 /// What became of the packet.
-pub(super) enum Existing {
-    Pass,
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Existing {
+    /// It passes and was counted.
+    Pass = 0,
+    /// It is to be dropped for the reason in the workspace.
     Drop,
     /// The entry is over; a new instance takes its place.
     Replace,
 }
 
+/// Looks for the packet's entry and follows it; `None` when there is none. An entry that is over is ended here, and the
+/// workspace knows the instance that comes after it.
 #[inline(always)]
-pub(super) fn pass<F: Family, E: Env<F>>(
+pub(super) fn follow<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Option<Existing> {
+    let words = F::words(&w.key);
+    if let Some(entry) = table::find::<F, E>(env, w.spot, &words) {
+        let outcome = env.follow(w, entry);
+        if let Existing::Replace = outcome {
+            table::retire::<F, E>(env, w.spot.set, entry, w.now.jiffies);
+        }
+        return Some(outcome);
+    }
+    if !table::has_spilled::<F, E>(env, w.spot.set) {
+        return None;
+    }
+    let entry = env.spilled(&w.key)?;
+    let outcome = env.follow(w, entry);
+    if let Existing::Replace = outcome {
+        unspill(env, w, entry);
+    }
+    Some(outcome)
+}
+
+/// The packet's entry, wherever it is.
+#[inline(always)]
+pub(super) fn lookup<F: Tabled, E: Env<F>>(env: E, w: &Workspace<F>) -> Option<FlowRef<F>> {
+    let words = F::words(&w.key);
+    match table::find::<F, E>(env, w.spot, &words) {
+        Some(entry) => Some(entry),
+        None if table::has_spilled::<F, E>(env, w.spot.set) => env.spilled(&w.key),
+        None => None,
+    }
+}
+
+/// Takes a spilled entry out; its last counters leave with a notice, or are lost and counted.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn unspill<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef<F>) {
+    if !notice::close(env, entry) {
+        env.lose(Loss::ReplacedUnread);
+    }
+    forget(env, entry);
+    if env.unspill(&w.key) {
+        table::spilled_one_less::<F, E>(env, w.spot.set);
+    }
+}
+
+/// Takes an entry that goes away off its peer's counter.
+#[inline(always)]
+pub(super) fn forget<F: Tabled, E: Env<F>>(env: E, entry: FlowRef<F>) {
+    let Some(tables) = env.tables() else {
+        return;
+    };
+    let mut change = bucket_word::ENTRY;
+    if !entry.line(true).flags().is_proven() {
+        change += bucket_word::UNPROVEN;
+    }
+    table::count::<F, E>(env, table::bucket_of(tables, entry), change.wrapping_neg());
+}
+
+/// Moves an entry by the packet in the workspace: what [`Env::follow`] does. The caller holds the lock.
+#[inline(always)]
+pub fn follow_now<F: Tabled, E: Env<F>>(
     env: E,
     w: &mut Workspace<F>,
     entry: FlowRef<F>,
-    config: &Config,
 ) -> Existing {
+    let Some(config) = env.config() else {
+        return Existing::Drop;
+    };
     let meta = entry.meta();
     let line = entry.line(w.from_lo);
     let mut flags = line.flags();
-    let state = flags.state();
-    if is_over(w, entry, line, state, meta, config) {
+    if is_over(w, entry, flags.state(), meta, config) {
         w.sequence = meta.sequence().wrapping_add(1);
+        w.renewed = true;
         return Existing::Replace;
     }
-    // A packet that was under way while another CPU cut the flow may have written its own line's word back: the cut on
-    // the other line still counts.
-    let other = entry.line(!w.from_lo).flags();
-    if other.state() == State::CUT && state != State::CUT {
-        line.set_flags(
-            flags
-                .with_state(State::CUT)
-                .with_verdict(other.verdict(), other.reason()),
-        );
-        flags = line.flags();
-    }
     if flags.state() != State::CUT
-        && must_ask_again::<F, E>(env, meta, line.expiry(), w.now.generation)
+        && must_ask_again::<F, E>(env, meta, entry.line(true).expiry(), w.now.generation)
     {
         if !reevaluate(env, w, entry) {
             return Existing::Drop;
@@ -55,11 +112,11 @@ pub(super) fn pass<F: Family, E: Env<F>>(
     if !w.now.learning {
         // A cut flow keeps its reason in the entry.
         if flags.verdict() & bits::ALLOW == 0 {
-            drop_packet(env, w, entry, flags.reason());
+            refuse(w, entry, flags.reason());
             return Existing::Drop;
         }
         if flags.is_filtered() {
-            drop_packet(env, w, entry, DropReason::Filter as u8);
+            refuse(w, entry, DropReason::Filter as u8);
             return Existing::Drop;
         }
     }
@@ -72,10 +129,9 @@ pub(super) fn pass<F: Family, E: Env<F>>(
 
 /// Idle beyond its timeout, or closed and asked for anew.
 #[inline(always)]
-fn is_over<F: Family>(
+fn is_over<F: Tabled>(
     w: &Workspace<F>,
     entry: FlowRef<F>,
-    line: LineRef,
     state: State,
     meta: Meta,
     config: &Config,
@@ -86,14 +142,24 @@ fn is_over<F: Family>(
     {
         return true;
     }
+    is_idle(w.now.jiffies, entry, state, config)
+}
+
+/// Whether both directions have been silent for longer than the state's timeout.
+#[inline(always)]
+pub(super) fn is_idle<F: Tabled>(
+    now: u32,
+    entry: FlowRef<F>,
+    state: State,
+    config: &Config,
+) -> bool {
     let timeout = match config.timeouts.get((state.0 & 15) as usize) {
         Some(timeout) => *timeout,
         None => 0,
     };
-    // The other direction's line is only looked at when this one has been silent for the whole timeout.
     timeout != 0
-        && is_older(w.now.jiffies, line.last(), timeout)
-        && is_older(w.now.jiffies, entry.line(!w.from_lo).last(), timeout)
+        && is_older(now, entry.line(true).last(), timeout)
+        && is_older(now, entry.line(false).last(), timeout)
 }
 
 /// Whether `last` is more than `timeout` ago. A stamp of the next tick, by a CPU that is ahead of this one, is no age at all.
@@ -104,7 +170,7 @@ const fn is_older(now: u32, last: u32, timeout: u32) -> bool {
 }
 
 #[inline(always)]
-fn must_ask_again<F: Family, E: Env<F>>(env: E, meta: Meta, expiry: u32, generation: u32) -> bool {
+fn must_ask_again<F: Tabled, E: Env<F>>(env: E, meta: Meta, expiry: u32, generation: u32) -> bool {
     // An entry that another CPU has judged under a newer content is not asked again under an older one.
     (generation.wrapping_sub(meta.generation()) as i32) > 0
         || (expiry != 0 && env.boot_ns() / 1_000_000_000 >= u64::from(expiry))
@@ -112,35 +178,80 @@ fn must_ask_again<F: Family, E: Env<F>>(env: E, meta: Meta, expiry: u32, generat
 
 /// Moves the connection state; a flow that ends is announced.
 #[inline(always)]
-fn advance<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef<F>, flags: Flags) {
+fn advance<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef<F>, flags: Flags) {
     let initiator_is_lo = flags.verdict() & bits::INITIATOR_HI == 0;
     let from_initiator = w.from_lo == initiator_is_lo;
     let state = flags.state();
-    let next = if w.packet.protocol == protocol::TCP {
+    let mut proven = flags.is_proven();
+    let next = if w.packet.protocol != protocol::TCP {
+        let next = datagram_step(state, from_initiator);
+        proven = proven || next.is_proven();
+        next
+    } else if proven {
         tcp_step(state, from_initiator, w.packet.tcp_flags)
     } else {
-        datagram_step(state, from_initiator)
-    };
-    let seen = flags.with_tcp(w.packet.tcp_flags);
-    if next == state {
-        if seen != flags {
-            entry.line(w.from_lo).set_flags(seen);
+        let answered = entry.line(!initiator_is_lo).flags().tcp() & tcp::SYN != 0;
+        let isn = answered.then(|| entry.line(false).expiry());
+        let step = tcp_unproven(
+            state,
+            from_initiator,
+            w.packet.tcp_flags,
+            (w.packet.seq, w.packet.ack),
+            isn,
+        );
+        if let Some(isn) = step.isn {
+            entry.line(false).set_expiry(isn);
+            note_cookie(env, entry);
         }
+        proven = step.proven;
+        step.state
+    };
+    let mut seen = flags.with_tcp(w.packet.tcp_flags).with_state(next);
+    if proven && !flags.is_proven() {
+        seen = seen.with_proven();
+        prove(env, entry);
+    }
+    if seen == flags {
         return;
     }
-    entry.line(w.from_lo).set_flags(seen.with_state(next));
     let other = entry.line(!w.from_lo);
-    if other.flags().state() != State::CUT {
-        other.set_flags(other.flags().with_state(next));
+    if next != state || proven != flags.is_proven() {
+        let mut word = other.flags().with_state(next);
+        if proven {
+            word = word.with_proven();
+        }
+        other.set_flags(word);
     }
+    entry.line(w.from_lo).set_flags(seen);
     if next.is_closed() && !state.is_closed() {
-        notice::close(env, w, entry);
+        notice::close(env, entry);
+    }
+}
+
+/// The responder's first answer may know the socket that the initiator's first packet did not know yet.
+#[inline(always)]
+fn note_cookie<F: Tabled, E: Env<F>>(env: E, entry: FlowRef<F>) {
+    let line = entry.line(false);
+    if line.b() == 0 && line.c() == 0 {
+        let cookie = env.cookie();
+        line.set_b(cookie as u32);
+        line.set_c((cookie >> 32) as u32);
+    }
+}
+
+/// From now on the entry is never displaced, and its packets need no lock.
+#[inline(always)]
+fn prove<F: Tabled, E: Env<F>>(env: E, entry: FlowRef<F>) {
+    entry.line(false).set_expiry(entry.line(true).expiry());
+    if let Some(tables) = env.tables() {
+        let change = bucket_word::UNPROVEN.wrapping_neg();
+        table::count::<F, E>(env, table::bucket_of(tables, entry), change);
     }
 }
 
 /// Asks policy again, in the flow's original direction. False when the flow was cut and the packet dropped.
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn reevaluate<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef<F>) -> bool {
+fn reevaluate<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef<F>) -> bool {
     let lo = entry.line(true);
     let old = lo.flags().verdict();
     let from_initiator = w.from_lo == (old & bits::INITIATOR_HI == 0);
@@ -150,7 +261,7 @@ fn reevaluate<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef
         from_initiator,
         Direction::from_u8(old & bits::EGRESS),
     );
-    decide_into(env, w, false);
+    env.decide(w, false);
     let lapsed = lo.expiry() != 0 && env.boot_ns() / 1_000_000_000 >= u64::from(lo.expiry());
     let by_rule = old & bits::KEEP != 0 && w.query.peer.identity == lo.c() && !lapsed;
     // A flow that arming would cut is kept once and reported; the content after that cuts it.
@@ -183,8 +294,8 @@ fn reevaluate<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef
     cut(lo, verdict, reason);
     cut(entry.line(false), verdict, reason);
     entry.set_meta(meta);
-    notice::close(env, w, entry);
-    drop_packet(env, w, entry, reason);
+    notice::close(env, entry);
+    refuse(w, entry, reason);
     false
 }
 
@@ -212,7 +323,7 @@ fn cut(line: LineRef, verdict: u8, reason: u8) {
 
 /// Writes verdict, reason, expiry and the filter mark of both lines.
 #[inline(always)]
-fn restamp<F: Family, E: Env<F>>(
+fn restamp<F: Tabled, E: Env<F>>(
     env: E,
     w: &mut Workspace<F>,
     entry: FlowRef<F>,
@@ -235,18 +346,20 @@ fn restamp<F: Family, E: Env<F>>(
             .with_verdict(verdict, reason)
             .with_filtered(w.back_filtered),
     );
-    requests.set_expiry(w.decision.expiry);
-    answers.set_expiry(w.decision.expiry);
+    let lo = entry.line(true);
+    lo.set_expiry(w.decision.expiry);
+    if lo.flags().is_proven() {
+        entry.line(false).set_expiry(w.decision.expiry);
+    }
 }
 
-/// Drops a packet of an entry that does not pass.
-#[cfg_attr(target_arch = "bpf", inline(never))]
-fn drop_packet<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef<F>, reason: u8) {
+/// Writes down why a packet of an entry does not pass; the caller tells it when the lock is free again.
+#[inline(always)]
+fn refuse<F: Tabled>(w: &mut Workspace<F>, entry: FlowRef<F>, reason: u8) {
     let lo = entry.line(true);
     let reason = DropReason::from_u8(reason).unwrap_or(DropReason::PolicyChanged);
     w.decision = Decision::hard_deny(reason, lo.a());
     w.decision.draft = lo.flags().verdict() & bits::DRAFT_DENY == 0;
     w.decision.draft_rule = lo.b();
     w.query.peer.identity = lo.c();
-    notice::deny(env, w, false);
 }

@@ -5,6 +5,7 @@
 //! [`Workspace`], because the kernel's stack has 512 bytes.
 
 mod existing;
+mod fast;
 mod notice;
 mod opening;
 
@@ -13,9 +14,13 @@ use crate::drop_reason::DropReason;
 use crate::flow::{FlowRef, bits};
 use crate::ids::{Direction, protocol};
 use crate::packet::{Family, Kind, Packet, canonical};
+use crate::table::{self, Memory, Spot, Tabled};
 use crate::verdict::{Decision, PolicyLookup, Query, decide};
 
-use existing::Existing;
+pub use existing::{Existing, follow_now};
+pub use fast::{Direct, Plain, established};
+pub use notice::{deny_now, opened_now};
+pub use opening::claim_now;
 
 /// What a hook does with the packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,15 +29,6 @@ pub enum Action {
     Pass,
     /// Gone.
     Drop,
-}
-
-/// An entry that could not be made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum InsertError {
-    /// Another CPU made it first.
-    Exists,
-    /// No room.
-    Full,
 }
 
 /// A denial to be aggregated and, perhaps, announced.
@@ -71,7 +67,7 @@ impl Denial {
 }
 
 /// Maps, clocks and output. Small and copied freely: in the kernel it is the packet's context.
-pub trait Env<F: Family>: Copy {
+pub trait Env<F: Tabled>: Memory<F> {
     /// Look-ups in one slot's content.
     type Policy: PolicyLookup;
 
@@ -87,18 +83,6 @@ pub trait Env<F: Family>: Copy {
     fn policy(&self, slot: u32) -> Self::Policy;
     /// Binding of an address in a slot's content; unknown on a miss.
     fn binding(&self, slot: u32, addr: &F::Addr) -> AddrValue;
-    /// The entry of a flow.
-    fn find(&self, key: &F::Key) -> Option<FlowRef<F>>;
-    /// Makes an entry that `fill` has written; `replace` overwrites the one that is there.
-    ///
-    /// # Errors
-    /// When another CPU was first, or there is no room.
-    fn insert(
-        &self,
-        key: &F::Key,
-        replace: bool,
-        fill: impl FnOnce(&mut F::Flow),
-    ) -> Result<(), InsertError>;
     /// Sends a notice; a full ring is counted.
     fn emit(&self, fill: impl FnOnce(&mut Event)) -> bool;
     /// Adds to the aggregate of a key; true when it should be announced.
@@ -111,11 +95,43 @@ pub trait Env<F: Family>: Copy {
     fn ifindex(&self) -> u32;
     /// Cookie of the packet's socket; 0 when unknown.
     fn cookie(&self) -> u64;
+
+    /// Decides on the query in the workspace ([`decide_now`]). A method, because in the kernel this and those below
+    /// are functions that the verifier looks at once, and not once for every way that leads to them.
+    fn decide(&self, w: &mut Workspace<F>, panic_close: bool) {
+        decide_now(*self, w, panic_close);
+    }
+
+    /// Counts and tells the denial that the workspace describes ([`deny_now`]).
+    fn tell_denied(&self, w: &mut Workspace<F>, opening: bool) {
+        deny_now(*self, w, opening);
+    }
+
+    /// Takes a set's lock ([`table::lock`]).
+    fn lock(&self, set: u32) -> bool {
+        table::lock::<F, Self>(*self, set)
+    }
+
+    /// Makes room in the packet's set ([`claim_now`]): the number of a way that is marked BUSY, or [`table::WAYS`].
+    fn claim(&self, w: &mut Workspace<F>) -> u32 {
+        claim_now(*self, w)
+    }
+
+    /// Follows the packet in its flow's entry ([`follow_now`]).
+    fn follow(&self, w: &mut Workspace<F>, entry: FlowRef<F>) -> Existing {
+        follow_now(*self, w, entry)
+    }
+
+    /// Tells the new flow that the workspace describes ([`opened_now`]).
+    fn tell_opened(&self, w: &mut Workspace<F>) {
+        opened_now(*self, w);
+    }
 }
 
 /// What counts for this packet, read once.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Now {
+    hz: u32,
     generation: u32,
     slot: u32,
     jiffies: u32,
@@ -143,7 +159,10 @@ pub struct Workspace<F: Family> {
     verdict_bits: u8,
     reason: u8,
     state: u8,
+    /// The entry follows a closed one of the same tuple: its sequence is already known.
+    renewed: bool,
     sequence: u32,
+    spot: Spot,
 }
 
 impl<F: Family> Workspace<F> {
@@ -155,7 +174,7 @@ impl<F: Family> Workspace<F> {
 
 /// Judges the parsed packet in `w` at a hook and accounts for it.
 #[inline(always)]
-pub fn process<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, direction: Direction) -> Action {
+pub fn process<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, direction: Direction) -> Action {
     let Some(config) = env.config() else {
         return Action::Drop;
     };
@@ -177,6 +196,7 @@ pub fn process<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, direction: Di
     };
     w.direction = direction;
     w.now = Now {
+        hz: config.hz,
         generation,
         slot,
         jiffies: env.jiffies(),
@@ -199,20 +219,56 @@ pub fn process<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, direction: Di
     );
     w.key = F::key(ends, w.packet.protocol, w.now.endpoint as u16);
     w.from_lo = from_lo;
-    let mut replace = false;
-    if let Some(entry) = env.find(&w.key) {
-        match existing::pass(env, w, entry, config) {
-            Existing::Pass => return Action::Pass,
-            Existing::Drop => return Action::Drop,
-            Existing::Replace => replace = true,
-        }
+    w.renewed = false;
+    let Some(tables) = env.tables() else {
+        env.count(DropReason::NoPolicy, packets, bytes);
+        return Action::Drop;
+    };
+    w.spot = table::spot::<F>(tables, &F::words(&w.key));
+    // A bare SYN is judged before anything is looked for: most SYNs that are worth denying belong to no flow.
+    let syn = w.packet.protocol == protocol::TCP && w.packet.is_opening();
+    if !syn && let Some(action) = tracked(env, w) {
+        return action;
     }
-    opening::judge(env, w, replace)
+    opening::judge(env, w)
+}
+
+/// The way of a packet whose flow has an entry; `None` when there is none (any more).
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn tracked<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Option<Action> {
+    if !env.lock(w.spot.set) {
+        return Some(contended(env, w));
+    }
+    let outcome = existing::follow(env, w);
+    table::unlock::<F, E>(env, w.spot.set);
+    match outcome {
+        Some(Existing::Pass) => Some(Action::Pass),
+        Some(Existing::Drop) => {
+            env.tell_denied(w, false);
+            Some(Action::Drop)
+        }
+        Some(Existing::Replace) | None => None,
+    }
+}
+
+/// Somebody held the set's lock for too long.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn contended<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
+    if w.now.learning {
+        let (packets, bytes) = w.weight();
+        env.lose(Loss::Untracked);
+        env.count(DropReason::None, packets, bytes);
+        return Action::Pass;
+    }
+    w.decision = Decision::hard_deny(DropReason::Contended, 0);
+    let opening = w.packet.is_opening();
+    env.tell_denied(w, opening);
+    Action::Drop
 }
 
 /// Writes the query of the flow's first packet, whichever packet of it this is.
 #[inline(always)]
-fn ask<F: Family, E: Env<F>>(
+fn ask<F: Tabled, E: Env<F>>(
     env: E,
     w: &mut Workspace<F>,
     from_initiator: bool,
@@ -267,16 +323,16 @@ fn reply_query(query: &Query) -> Query {
     }
 }
 
-/// Runs the verdict on the query in the workspace.
-#[cfg_attr(target_arch = "bpf", inline(never))]
-fn decide_into<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, panic_close: bool) {
+/// Runs the verdict on the query in the workspace: what [`Env::decide`] does.
+#[inline(always)]
+pub fn decide_now<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, panic_close: bool) {
     let policy = env.policy(w.now.slot);
     w.decision = decide(&policy, &w.query, panic_close);
 }
 
 /// Whether a stateless filter drops the flow's answers.
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn filter_back<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) {
+fn filter_back<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) {
     let policy = env.policy(w.now.slot);
     w.back_filtered = crate::verdict::filtered(&policy, &reply_query(&w.query));
 }
@@ -301,15 +357,15 @@ const fn decision_bits(decision: &Decision) -> u8 {
 
 /// `panic close`: failsafes only, established flows included, and no state is touched.
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn failsafes_only<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
+fn failsafes_only<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
     let (packets, bytes) = w.weight();
     let direction = w.direction;
     ask(env, w, true, direction);
-    decide_into(env, w, true);
+    env.decide(w, true);
     if !w.decision.allow {
         // Either end may have begun: a failsafe covers its answers too.
         ask(env, w, false, direction.flipped());
-        decide_into(env, w, true);
+        env.decide(w, true);
     }
     if w.decision.allow {
         env.count(DropReason::None, packets, bytes);
@@ -319,22 +375,37 @@ fn failsafes_only<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action 
     Action::Drop
 }
 
+/// Whether the key in the workspace is that of an allowed flow of the active content.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn is_tracked<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> bool {
+    if !env.lock(w.spot.set) {
+        return false;
+    }
+    let mut related = false;
+    if let Some(entry) = existing::lookup(env, w) {
+        let line = entry.line(true);
+        let expired =
+            line.expiry() != 0 && env.boot_ns() / 1_000_000_000 >= u64::from(line.expiry());
+        related = line.flags().verdict() & bits::ALLOW != 0
+            && entry.meta().generation() == w.now.generation
+            && !expired;
+    }
+    table::unlock::<F, E>(env, w.spot.set);
+    related
+}
+
 /// An ICMP error passes if what it quotes is a packet of a tracked, allowed flow that its receiver sent.
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn icmp_error<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
+fn icmp_error<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
     let (packets, bytes) = w.weight();
     let inner = &w.packet.inner;
     let mut related = false;
     if inner.src == w.packet.dst {
         let (ends, _) = canonical::<F>(&inner.src, &inner.dst, inner.src_port, inner.dst_port);
         w.key = F::key(ends, inner.protocol, w.now.endpoint as u16);
-        if let Some(entry) = env.find(&w.key) {
-            let line = entry.line(true);
-            let expired =
-                line.expiry() != 0 && env.boot_ns() / 1_000_000_000 >= u64::from(line.expiry());
-            related = line.flags().verdict() & bits::ALLOW != 0
-                && entry.meta().generation() == w.now.generation
-                && !expired;
+        if let Some(tables) = env.tables() {
+            w.spot = table::spot::<F>(tables, &F::words(&w.key));
+            related = is_tracked(env, w);
         }
     }
     let close = w.now.panic == panic::CLOSE;
@@ -357,6 +428,6 @@ fn icmp_error<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
     };
     w.decision = Decision::hard_deny(reason, 0);
     w.query.peer = AddrValue::default();
-    notice::deny(env, w, false);
+    env.tell_denied(w, false);
     Action::Drop
 }

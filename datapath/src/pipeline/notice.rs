@@ -3,13 +3,13 @@
 use crate::abi::{Event, event_kind, verdict};
 use crate::flow::{FlowRef, bits};
 use crate::ids::protocol;
-use crate::packet::Family;
+use crate::table::Tabled;
 
 use super::{Denial, Env, Workspace, decision_bits};
 
 /// Announces the flow that the workspace describes.
-#[cfg_attr(target_arch = "bpf", inline(never))]
-pub(super) fn new<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) {
+#[inline(always)]
+pub fn opened_now<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) {
     let ifindex = env.ifindex();
     let w = &*w;
     env.emit(|event| {
@@ -47,10 +47,10 @@ pub(super) fn new<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) {
 
 /// Announces the end of an entry; false when the ring was full.
 #[cfg_attr(target_arch = "bpf", inline(never))]
-pub(super) fn close<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: FlowRef<F>) -> bool {
+pub(super) fn close<F: Tabled, E: Env<F>>(env: E, entry: FlowRef<F>) -> bool {
     let ifindex = env.ifindex();
-    let w = &*w;
     env.emit(|event| {
+        let tail = entry.tail();
         let lo = entry.line(true);
         let hi = entry.line(false);
         let flags = lo.flags();
@@ -72,7 +72,15 @@ pub(super) fn close<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: F
         event.rule = lo.a();
         event.draft_rule = lo.b();
         event.identity = lo.c();
-        orient(event, w, w.from_lo == initiator_is_lo);
+        event.protocol = tail.protocol();
+        event.family = F::VERSION;
+        event.initiator = octets(entry.end(initiator_is_lo));
+        event.responder = octets(entry.end(!initiator_is_lo));
+        (event.initiator_port, event.responder_port) = if initiator_is_lo {
+            (tail.lo_port(), tail.hi_port())
+        } else {
+            (tail.hi_port(), tail.lo_port())
+        };
         event.sequence = meta.sequence();
         event.packets = [requests.packets(), answers.packets()];
         event.bytes = [requests.bytes(), answers.bytes()];
@@ -86,8 +94,8 @@ pub(super) fn close<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, entry: F
 }
 
 /// Counts, aggregates and perhaps announces the denial that the workspace describes.
-#[cfg_attr(target_arch = "bpf", inline(never))]
-pub(super) fn deny<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, opening: bool) {
+#[inline(always)]
+pub fn deny_now<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, opening: bool) {
     let (packets, bytes) = w.weight();
     let w = &*w;
     env.count(w.decision.reason, packets, bytes);
@@ -107,8 +115,8 @@ pub(super) fn deny<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, opening: 
     };
     let announce = env.deny(
         |key| {
-            key.initiator = F::mapped(&w.packet.src);
-            key.responder = F::mapped(&w.packet.dst);
+            key.initiator = octets(F::mapped_words(&w.packet.src));
+            key.responder = octets(F::mapped_words(&w.packet.dst));
             key.rule = w.decision.rule;
             key.port = w.packet.policy_port.to_be_bytes();
             key.protocol = w.packet.protocol;
@@ -126,7 +134,7 @@ pub(super) fn deny<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, opening: 
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn announce_denial<F: Family, E: Env<F>>(env: E, w: &Workspace<F>, opening: bool) {
+fn announce_denial<F: Tabled, E: Env<F>>(env: E, w: &Workspace<F>, opening: bool) {
     let ifindex = env.ifindex();
     // Who was not let out; what comes in has no socket yet.
     let cookie = env.cookie();
@@ -144,8 +152,8 @@ fn announce_denial<F: Family, E: Env<F>>(env: E, w: &Workspace<F>, opening: bool
         event.identity = w.query.peer.identity;
         event.protocol = w.packet.protocol;
         event.family = F::VERSION;
-        event.initiator = F::mapped(&w.packet.src);
-        event.responder = F::mapped(&w.packet.dst);
+        event.initiator = octets(F::mapped_words(&w.packet.src));
+        event.responder = octets(F::mapped_words(&w.packet.dst));
         event.initiator_port = w.packet.src_port;
         event.responder_port = w.packet.policy_port;
         event.sequence = 0;
@@ -172,14 +180,14 @@ const fn later(a: u32, b: u32) -> u32 {
 
 /// Writes the tuple as the initiator sees it.
 #[inline(always)]
-fn orient<F: Family>(event: &mut Event, w: &Workspace<F>, from_initiator: bool) {
+fn orient<F: Tabled>(event: &mut Event, w: &Workspace<F>, from_initiator: bool) {
     let packet = &w.packet;
     let icmp = matches!(packet.protocol, protocol::ICMP | protocol::ICMPV6);
     event.protocol = packet.protocol;
     event.family = F::VERSION;
     if from_initiator {
-        event.initiator = F::mapped(&packet.src);
-        event.responder = F::mapped(&packet.dst);
+        event.initiator = octets(F::mapped_words(&packet.src));
+        event.responder = octets(F::mapped_words(&packet.dst));
         event.initiator_port = packet.src_port;
         event.responder_port = if icmp {
             packet.policy_port
@@ -187,9 +195,16 @@ fn orient<F: Family>(event: &mut Event, w: &Workspace<F>, from_initiator: bool) 
             packet.dst_port
         };
     } else {
-        event.initiator = F::mapped(&packet.dst);
-        event.responder = F::mapped(&packet.src);
+        event.initiator = octets(F::mapped_words(&packet.dst));
+        event.responder = octets(F::mapped_words(&packet.src));
         event.initiator_port = packet.dst_port;
         event.responder_port = packet.src_port;
     }
+}
+
+/// An address as it stands in a record.
+#[inline(always)]
+const fn octets(words: [u64; 2]) -> [u8; 16] {
+    // SAFETY: any bytes are an address.
+    unsafe { core::mem::transmute(words) }
 }

@@ -1,18 +1,30 @@
 //! A packet without an entry: policy is asked, and an entry made or a denial counted.
 
-use crate::abi::{Loss, addr_flags};
+use crate::abi::{Config, Loss, addr_flags};
 use crate::conntrack::State;
 use crate::drop_reason::DropReason;
 use crate::flow::{Flags, FlowRef, Meta, bits, slot};
 use crate::ids::{Direction, protocol};
-use crate::packet::{Family, Packet, tcp};
+use crate::packet::{Packet, tcp};
+use crate::table::{self, Tabled, WAYS, bucket_word};
 
-use super::{
-    Action, Env, InsertError, Workspace, ask, decide_into, decision_bits, filter_back, notice,
-};
+use super::existing::{self, Existing};
+use super::{Action, Env, Workspace, ask, contended, decision_bits, filter_back, notice};
+
+/// What became of a packet that policy lets through.
+enum Placed {
+    /// A new entry counts it.
+    Opened,
+    /// An entry that was there counts it.
+    Followed,
+    /// The entry that was there drops it, for the reason in the workspace.
+    Dropped,
+    /// There is no room for a new entry.
+    Full,
+}
 
 #[cfg_attr(target_arch = "bpf", inline(never))]
-pub(super) fn judge<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, replace: bool) -> Action {
+pub(super) fn judge<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
     let opening = w.packet.is_opening();
     w.from_initiator = opening || guess_initiator(&w.packet);
     let flow_direction = if w.from_initiator {
@@ -22,10 +34,10 @@ pub(super) fn judge<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, replace:
     };
     let from_initiator = w.from_initiator;
     ask(env, w, from_initiator, flow_direction);
-    decide_into(env, w, false);
+    env.decide(w, false);
     refuse_stateless(w, opening);
     if !w.decision.allow && !w.now.learning {
-        notice::deny(env, w, opening);
+        env.tell_denied(w, opening);
         return Action::Drop;
     }
     let (packets, bytes) = w.weight();
@@ -34,36 +46,193 @@ pub(super) fn judge<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, replace:
         env.count(DropReason::None, packets, bytes);
         return Action::Pass;
     }
-    prepare(env, w, opening, replace);
-    if replace {
-        tell_replaced(env, w);
+    prepare(env, w, opening);
+    if !env.lock(w.spot.set) {
+        return contended(env, w);
     }
-    match make(env, w, replace) {
-        Ok(()) => {
-            notice::new(env, w);
+    let placed = place(env, w);
+    table::unlock::<F, E>(env, w.spot.set);
+    match placed {
+        Placed::Opened => {
+            env.tell_opened(w);
             Action::Pass
         }
-        Err(InsertError::Exists) => match env.find(&w.key) {
-            // Another CPU was first: its entry counts this packet.
-            Some(entry) => {
-                let line = entry.line(w.from_lo);
-                line.add(packets, bytes);
-                line.set_last(w.now.jiffies);
-                Action::Pass
-            }
-            None => full(env, w),
-        },
-        Err(InsertError::Full) => full(env, w),
+        Placed::Followed => Action::Pass,
+        Placed::Dropped => {
+            env.tell_denied(w, false);
+            Action::Drop
+        }
+        Placed::Full => full(env, w),
     }
 }
 
-/// The instance that is about to be overwritten is announced with its last counters; if the ring is full, a record is lost.
+/// Finds or makes the flow's entry. The caller holds the lock.
 #[inline(always)]
-fn tell_replaced<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) {
-    if let Some(entry) = env.find(&w.key)
-        && !notice::close(env, w, entry)
-    {
-        env.lose(Loss::ReplacedUnread);
+fn place<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Placed {
+    // A bare SYN was judged first; for other packets, another CPU may have been faster.
+    match existing::follow(env, w) {
+        Some(Existing::Pass) => return Placed::Followed,
+        Some(Existing::Drop) => return Placed::Dropped,
+        Some(Existing::Replace) | None => {}
+    }
+    let Some(tables) = env.tables() else {
+        return Placed::Full;
+    };
+    let peer = if let Direction::Ingress = w.direction {
+        &w.packet.src
+    } else {
+        &w.packet.dst
+    };
+    let bucket = table::bucket::<F>(tables, peer);
+    if tables.share != 0 && table::entries::<F, E>(env, bucket) >= tables.share {
+        env.lose(Loss::PeerShare);
+        return Placed::Full;
+    }
+    let mut change = bucket_word::ENTRY;
+    if !State(w.state).is_proven() {
+        change += bucket_word::UNPROVEN;
+    }
+    let claimed = env.claim(w);
+    let Some(set) = env.set(w.spot.set) else {
+        return Placed::Full;
+    };
+    if claimed >= WAYS {
+        return spill(env, w, bucket, change);
+    }
+    // SAFETY: a whole set of the table.
+    let entry: FlowRef<F> = unsafe { table::way(set, claimed) };
+    if !w.renewed {
+        // Two instances of one tuple differ, even within one tick.
+        let before = entry.meta().sequence();
+        w.sequence = (w.now.jiffies << 4) | (before.wrapping_add(1) & 0xf);
+    }
+    let words = F::words(&w.key);
+    // SAFETY: the slot is BUSY, and this CPU holds its set's lock.
+    unsafe { entry.begin(&words) };
+    fill(env, w, entry);
+    entry.set_meta(Meta::new(w.now.generation, w.sequence, slot::LIVE));
+    table::count::<F, E>(env, bucket, change);
+    Placed::Opened
+}
+
+/// No way is free: the hash map takes the entry.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn spill<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, bucket: u32, change: u64) -> Placed {
+    if !w.renewed {
+        w.sequence = w.now.jiffies << 4;
+    }
+    table::spilled_one_more::<F, E>(env, w.spot.set);
+    let view = &*w;
+    let words = F::words(&view.key);
+    let spilled = env.spill(&view.key, |entry| {
+        // SAFETY: memory of our own until it is in the map.
+        unsafe { entry.begin(&words) };
+        fill(env, view, entry);
+        entry.set_meta(Meta::new(view.now.generation, view.sequence, slot::LIVE));
+    });
+    if !spilled {
+        table::spilled_one_less::<F, E>(env, w.spot.set);
+        return Placed::Full;
+    }
+    table::count::<F, E>(env, bucket, change);
+    Placed::Opened
+}
+
+/// The number of a way of the packet's set that is now marked BUSY: one that was free, one that has been closed for long
+/// enough, or one whose flow was not proven. [`WAYS`] when all of them are taken by proven flows. The caller holds the lock.
+#[inline(always)]
+pub fn claim_now<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> u32 {
+    let (Some(config), Some(set), Some(tables)) = (env.config(), env.set(w.spot.set), env.tables())
+    else {
+        return WAYS;
+    };
+    let settled = table::is_settled::<F, E>(env, w.spot.set, w.now.jiffies, w.now.hz);
+    let mut closed = WAYS;
+    let mut victim = WAYS;
+    let mut most = 0;
+    let mut index = 0;
+    while index < WAYS {
+        // SAFETY: a whole set of the table.
+        let entry: FlowRef<F> = unsafe { table::way(set, w.spot.start + index) };
+        match entry.meta().slot() {
+            slot::FREE => {
+                busy(entry);
+                return (w.spot.start + index) & (WAYS - 1);
+            }
+            slot::CLOSED if settled => closed = index,
+            slot::LIVE | slot::CLOSING => {
+                let weight = displaceable(env, w, tables, entry);
+                if weight > most {
+                    (victim, most) = (index, weight);
+                }
+                if weight == 0 {
+                    end_if_idle(env, w, entry, config);
+                }
+            }
+            _ => {}
+        }
+        index += 1;
+    }
+    if closed < WAYS {
+        // SAFETY: a whole set of the table.
+        let entry: FlowRef<F> = unsafe { table::way(set, w.spot.start + closed) };
+        let meta = entry.meta();
+        // Unless user space has just taken it: then it is free in a moment, and somebody else has to make room.
+        if meta.slot() == slot::CLOSED
+            && entry.exchange_meta(meta, Meta::new(0, meta.sequence(), slot::BUSY))
+        {
+            if !notice::close(env, entry) {
+                env.lose(Loss::ReplacedUnread);
+            }
+            existing::forget(env, entry);
+            busy(entry);
+            return (w.spot.start + closed) & (WAYS - 1);
+        }
+    }
+    if victim < WAYS {
+        // SAFETY: a whole set of the table.
+        let entry: FlowRef<F> = unsafe { table::way(set, w.spot.start + victim) };
+        env.lose(Loss::Displaced);
+        if !notice::close(env, entry) {
+            env.lose(Loss::ReplacedUnread);
+        }
+        existing::forget(env, entry);
+        busy(entry);
+        return (w.spot.start + victim) & (WAYS - 1);
+    }
+    WAYS
+}
+
+/// Takes a slot out of use; its sequence stays, so that the next instance can differ.
+#[inline(always)]
+fn busy<F: Tabled>(entry: FlowRef<F>) {
+    entry.set_meta(Meta::new(0, entry.meta().sequence(), slot::BUSY));
+}
+
+/// How much an entry that is not proven deserves to make room for the packet's flow; 0 = it may not be touched. The peer
+/// that holds most of them loses first. A SYN displaces another protocol's flow only where no TCP flow could: a flood
+/// of one must not push the others out.
+#[inline(always)]
+fn displaceable<F: Tabled, E: Env<F>>(
+    env: E,
+    w: &Workspace<F>,
+    tables: &crate::abi::Tables,
+    entry: FlowRef<F>,
+) -> u64 {
+    if entry.line(true).flags().is_proven() {
+        return 0;
+    }
+    let held = table::unproven::<F, E>(env, table::bucket_of(tables, entry));
+    let preferred = w.packet.protocol != protocol::TCP || entry.tail().protocol() == protocol::TCP;
+    (u64::from(preferred) << 40) | (u64::from(held) + 1)
+}
+
+/// Ends a proven entry that has been silent for longer than its timeout: its way can be used a little later.
+#[inline(always)]
+fn end_if_idle<F: Tabled, E: Env<F>>(env: E, w: &Workspace<F>, entry: FlowRef<F>, config: &Config) {
+    let line = entry.line(true);
+    if existing::is_idle(w.now.jiffies, entry, line.flags().state(), config) {
+        table::retire::<F, E>(env, w.spot.set, entry, w.now.jiffies);
     }
 }
 
@@ -74,7 +243,7 @@ const fn is_reset<A>(packet: &Packet<A>) -> bool {
 
 /// Where policy is enforced, only an opening packet may open, and nobody speaks for this host's own address.
 #[inline(always)]
-fn refuse_stateless<F: Family>(w: &mut Workspace<F>, opening: bool) {
+fn refuse_stateless<F: Tabled>(w: &mut Workspace<F>, opening: bool) {
     if w.now.learning || !w.decision.enforced_here {
         return;
     }
@@ -107,7 +276,7 @@ const fn guess_initiator<A>(packet: &Packet<A>) -> bool {
 
 /// Works out what the entry will hold.
 #[inline(always)]
-fn prepare<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, opening: bool, replace: bool) {
+fn prepare<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, opening: bool) {
     let is_tcp = w.packet.protocol == protocol::TCP;
     let state = match (is_tcp, opening) {
         (true, true) => State::SYN_SENT,
@@ -133,59 +302,50 @@ fn prepare<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>, opening: bool, re
     } else {
         w.decision.evaluated_reason
     } as u8;
-    if !replace {
-        // Two instances of one tuple differ even if the first one's entry is long gone.
-        w.sequence = w.now.jiffies.wrapping_shl(4);
-    }
     filter_back(env, w);
 }
 
-#[cfg_attr(target_arch = "bpf", inline(never))]
-fn make<F: Family, E: Env<F>>(
-    env: E,
-    w: &mut Workspace<F>,
-    replace: bool,
-) -> Result<(), InsertError> {
+/// Writes what the workspace knows into an entry that is empty but for its key.
+#[inline(always)]
+fn fill<F: Tabled, E: Env<F>>(env: E, w: &Workspace<F>, entry: FlowRef<F>) {
     let cookie = env.cookie();
-    let w = &*w;
-    env.insert(&w.key, replace, |flow| {
-        F::stamp(
-            flow,
-            &w.key,
-            Meta::new(w.now.generation, w.sequence, slot::LIVE).0,
-        );
-        // SAFETY: `flow` is a whole entry of our own until it is inserted.
-        let entry: FlowRef<F> = unsafe { FlowRef::new(flow) };
-        let state = State(w.state);
-        let flags = Flags::new(0, state, w.verdict_bits, w.reason);
-        let mine = entry.line(w.from_lo);
-        let other = entry.line(!w.from_lo);
-        mine.set_flags(
-            flags
-                .with_tcp(w.packet.tcp_flags)
-                .with_filtered(w.back_filtered && !w.from_initiator),
-        );
-        other.set_flags(flags.with_filtered(w.back_filtered && w.from_initiator));
-        mine.set_last(w.now.jiffies);
-        other.set_last(w.now.jiffies);
-        mine.set_expiry(w.decision.expiry);
-        other.set_expiry(w.decision.expiry);
-        let lo = entry.line(true);
-        lo.set_a(w.decision.rule);
-        lo.set_b(w.decision.draft_rule);
-        lo.set_c(w.query.peer.identity);
-        let hi = entry.line(false);
-        hi.set_a(w.now.jiffies);
-        hi.set_b(cookie as u32);
-        hi.set_c((cookie >> 32) as u32);
-        let (packets, bytes) = w.weight();
-        mine.add(packets, bytes);
-    })
+    let state = State(w.state);
+    let mut flags = Flags::new(0, state, w.verdict_bits, w.reason);
+    if state.is_proven() {
+        flags = flags.with_proven();
+    }
+    let mine = entry.line(w.from_lo);
+    let other = entry.line(!w.from_lo);
+    mine.set_flags(
+        flags
+            .with_tcp(w.packet.tcp_flags)
+            .with_filtered(w.back_filtered && !w.from_initiator),
+    );
+    other.set_flags(flags.with_filtered(w.back_filtered && w.from_initiator));
+    mine.set_last(w.now.jiffies);
+    other.set_last(w.now.jiffies);
+    let lo = entry.line(true);
+    lo.set_expiry(w.decision.expiry);
+    lo.set_a(w.decision.rule);
+    lo.set_b(w.decision.draft_rule);
+    lo.set_c(w.query.peer.identity);
+    let hi = entry.line(false);
+    if state.is_proven() {
+        hi.set_expiry(w.decision.expiry);
+    } else if state == State::SYN_RECEIVED {
+        // Met at the responder's answer: its number is what the initiator has to acknowledge.
+        hi.set_expiry(w.packet.seq);
+    }
+    hi.set_a(w.now.jiffies);
+    hi.set_b(cookie as u32);
+    hi.set_c((cookie >> 32) as u32);
+    let (packets, bytes) = w.weight();
+    mine.add(packets, bytes);
 }
 
 /// No room: the configured choice, counted.
 #[cfg_attr(target_arch = "bpf", inline(never))]
-fn full<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
+fn full<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
     env.lose(Loss::FlowTableFull);
     if w.now.full_allow || w.now.learning {
         let (packets, bytes) = w.weight();
@@ -195,6 +355,6 @@ fn full<F: Family, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Action {
     }
     w.decision.reason = DropReason::TableFull;
     let opening = w.packet.is_opening();
-    notice::deny(env, w, opening);
+    env.tell_denied(w, opening);
     Action::Drop
 }

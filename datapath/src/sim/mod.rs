@@ -7,6 +7,7 @@ extern crate std;
 
 mod fragments;
 pub mod packets;
+mod tables;
 
 use core::cell::{Cell, RefCell};
 use std::boxed::Box;
@@ -16,16 +17,20 @@ use std::vec::Vec;
 use crate::abi::{
     ActiveWord, AddrValue, ClassKey, ClassValue, Config, Counter, DenyKey, DenyValue,
     EndpointValue, Event, FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, FragmentKey,
-    FragmentValue, Key4, Key6, Loss, RuleKey, RuleValue, config_flags,
+    FragmentValue, Key4, Key6, Loss, RuleKey, RuleValue, Set4, Set6, Tables, config_flags,
 };
 use crate::conntrack::State;
 use crate::drop_reason::DropReason;
 use crate::flow::FlowRef;
 use crate::fragment;
+use crate::hash::SECRET_WORDS;
 use crate::ids::Direction;
 use crate::packet::{Family, PacketRead, V4, V6, parse4, parse6};
-use crate::pipeline::{Action, Denial, Env, InsertError, Workspace};
+use crate::pipeline::{Action, Denial, Direct, Env, Workspace, established};
+use crate::table::{self, Memory};
 use crate::verdict::PolicyLookup;
+
+use tables::FlowTable;
 
 /// One slot's content, with the kernel's look-up rules.
 #[derive(Clone, Debug, Default)]
@@ -114,16 +119,17 @@ pub struct Sim {
     pub boot_ns: Cell<u64>,
     /// Device of every packet.
     pub ifindex: u32,
-    /// How many flows fit, each family.
-    pub capacity: usize,
+    /// Whether packets of proven flows take the short way, as in the kernel.
+    pub fast: bool,
     /// How many aggregated denials fit.
     pub deny_capacity: usize,
     /// How many notices fit until somebody takes them out.
     pub ring_capacity: usize,
-    /// Flows, IPv4.
-    pub flows4: RefCell<HashMap<Key4, Box<Flow4>>>,
-    /// Flows, IPv6.
-    pub flows6: RefCell<HashMap<Key6, Box<Flow6>>>,
+    /// Geometry and secret of the flow tables.
+    pub tables: Tables,
+    table4: FlowTable<Set4, Key4, Flow4>,
+    table6: FlowTable<Set6, Key6, Flow6>,
+    buckets: tables::Words,
     /// Denials.
     pub denies: RefCell<HashMap<DenyKey, DenyValue>>,
     /// Packets that come in fragments.
@@ -175,8 +181,14 @@ impl PacketRead for Bytes<'_> {
     }
 }
 
+impl Direct for Bytes<'_> {
+    fn direct(&self, length: u32) -> Option<*const u8> {
+        (self.frame.len() >= length as usize).then_some(self.frame.as_ptr())
+    }
+}
+
 impl Sim {
-    /// A host with the default timeouts, room for 65,536 flows and nothing activated.
+    /// A host with the default timeouts, room for 65,536 flows of each family and nothing activated.
     #[must_use]
     pub fn new() -> Self {
         let mut config = Config {
@@ -187,17 +199,61 @@ impl Sim {
         for (number, timeout) in config.timeouts.iter_mut().enumerate() {
             *timeout = State(number as u8).default_timeout() * 250;
         }
-        Self {
+        let mut sim = Self {
             config,
             ifindex: 1,
-            capacity: 65_536,
+            fast: true,
             deny_capacity: 65_536,
             ring_capacity: usize::MAX,
             fragment_capacity: 8_192,
             jiffies: Cell::new(1_000_000),
             boot_ns: Cell::new(4_000_000_000_000),
             ..Self::default()
+        };
+        let mut secret = [0; SECRET_WORDS];
+        for (index, word) in secret.iter_mut().enumerate() {
+            *word = (index as u32 + 1).wrapping_mul(0x9e37_79b9);
         }
+        sim.tables.secret = secret;
+        sim.resize(65_536, 65_536);
+        sim
+    }
+
+    /// Empties the flow tables and gives them room for so many flows.
+    pub fn resize(&mut self, flows4: u32, flows6: u32) {
+        self.tables.mask4 = table::sets(flows4) - 1;
+        self.tables.mask6 = table::sets(flows6) - 1;
+        self.table4 = FlowTable::new(flows4);
+        self.table6 = FlowTable::new(flows6);
+        self.buckets = tables::Words::new(table::BUCKETS as usize);
+    }
+
+    /// Every IPv4 flow.
+    #[must_use]
+    pub fn flows4(&self) -> Vec<(Key4, Flow4)> {
+        self.table4.entries()
+    }
+
+    /// Every IPv6 flow.
+    #[must_use]
+    pub fn flows6(&self) -> Vec<(Key6, Flow6)> {
+        self.table6.entries()
+    }
+
+    /// IPv4 entries that are closed and not yet taken out.
+    #[must_use]
+    pub fn closed4(&self) -> Vec<Flow4> {
+        self.table4.closed()
+    }
+
+    /// Changes every IPv4 flow.
+    pub fn rewrite4(&self, each: impl FnMut(&mut Flow4)) {
+        self.table4.rewrite(each);
+    }
+
+    /// Changes every IPv6 flow.
+    pub fn rewrite6(&self, each: impl FnMut(&mut Flow6)) {
+        self.table6.rewrite(each);
     }
 
     /// Sends an Ethernet frame through a hook.
@@ -225,6 +281,8 @@ impl Sim {
         };
         let protocol = bytes.read::<2>(12).map_or(0, u16::from_be_bytes);
         match protocol {
+            0x0800 if self.fast && established::<V4, _, _>(self, &bytes) => Action::Pass,
+            0x86dd if self.fast && established::<V6, _, _>(self, &bytes) => Action::Pass,
             0x0800 => {
                 let mut w = Workspace::<V4>::default();
                 let parsed = parse4(&bytes, 14, &mut w.packet);
@@ -348,7 +406,42 @@ impl PolicyLookup for SlotView<'_> {
 }
 
 macro_rules! env {
-    ($family:ident, $flows:ident, $key:ident, $flow:ident) => {
+    ($family:ident, $table:ident, $key:ident) => {
+        impl<'a> Memory<$family> for &'a Sim {
+            fn tables(&self) -> Option<&Tables> {
+                Some(&self.tables)
+            }
+
+            fn set(&self, index: u32) -> Option<*mut u8> {
+                self.$table.set(index)
+            }
+
+            fn lock_word(&self, index: u32) -> Option<*mut u64> {
+                self.$table.locks.at(index)
+            }
+
+            fn bucket(&self, index: u32) -> Option<*mut u64> {
+                self.buckets.at(index)
+            }
+
+            fn spilled(&self, key: &$key) -> Option<FlowRef<$family>> {
+                let flow = self.$table.spilled(key)?;
+                // SAFETY: entries are boxed and stay while a packet is on its way.
+                Some(unsafe { FlowRef::new(flow) })
+            }
+
+            fn spill(&self, key: &$key, fill: impl FnOnce(FlowRef<$family>)) -> bool {
+                self.$table.spill(key, |flow| {
+                    // SAFETY: an entry of our own until it is in the map.
+                    fill(unsafe { FlowRef::new(flow) });
+                })
+            }
+
+            fn unspill(&self, key: &$key) -> bool {
+                self.$table.unspill(key)
+            }
+        }
+
         impl<'a> Env<$family> for &'a Sim {
             type Policy = SlotView<'a>;
 
@@ -377,32 +470,6 @@ macro_rules! env {
                     .get(slot as usize)
                     .map(|content| content.binding(&$family::mapped(addr)))
                     .unwrap_or_default()
-            }
-
-            fn find(&self, key: &$key) -> Option<FlowRef<$family>> {
-                let mut flows = self.$flows.borrow_mut();
-                let flow: *mut $flow = &raw mut **flows.get_mut(key)?;
-                // SAFETY: entries are boxed and never removed while a packet is on its way.
-                Some(unsafe { FlowRef::new(flow) })
-            }
-
-            fn insert(
-                &self,
-                key: &$key,
-                replace: bool,
-                fill: impl FnOnce(&mut $flow),
-            ) -> Result<(), InsertError> {
-                let mut flows = self.$flows.borrow_mut();
-                if !replace && flows.contains_key(key) {
-                    return Err(InsertError::Exists);
-                }
-                if !replace && flows.len() >= self.capacity {
-                    return Err(InsertError::Full);
-                }
-                let mut flow = Box::new($flow::default());
-                fill(&mut flow);
-                flows.insert(*key, flow);
-                Ok(())
             }
 
             fn emit(&self, fill: impl FnOnce(&mut Event)) -> bool {
@@ -473,5 +540,5 @@ macro_rules! env {
     };
 }
 
-env!(V4, flows4, Key4, Flow4);
-env!(V6, flows6, Key6, Flow6);
+env!(V4, table4, Key4);
+env!(V6, table6, Key6);

@@ -31,7 +31,8 @@ pub fn end(addr: &str, port: u16) -> End {
     }
 }
 
-/// A TCP segment.
+/// A TCP segment. Sequence number 1, acknowledgment 2: each end's segments acknowledge the other's initial number, as the
+/// first segments of a connection do.
 #[must_use]
 pub fn tcp(from: End, to: End, flags: u8, payload: usize) -> Vec<u8> {
     let mut l4 = Vec::new();
@@ -45,7 +46,7 @@ pub fn tcp(from: End, to: End, flags: u8, payload: usize) -> Vec<u8> {
         0,
         0,
         0,
-        1,
+        2,
         5 << 4,
         flags,
         0xff,

@@ -28,12 +28,12 @@ fn send_all(sim: &Sim, frames: &[Vec<u8>]) -> Vec<Action> {
 
 /// (packets, bytes) of the initiator in the only entry of either family.
 fn counted(sim: &Sim) -> (u64, u64) {
-    let flows4 = sim.flows4.borrow();
-    let flows6 = sim.flows6.borrow();
+    let flows4 = sim.flows4();
+    let flows6 = sim.flows6();
     let mut views = flows4
-        .values()
-        .map(|flow| FlowView::of4(flow))
-        .chain(flows6.values().map(|flow| FlowView::of6(flow)));
+        .iter()
+        .map(|(_, flow)| FlowView::of4(flow))
+        .chain(flows6.iter().map(|(_, flow)| FlowView::of6(flow)));
     let view = views.next().unwrap();
     assert!(views.next().is_none(), "one entry");
     (view.packets_out, view.bytes_out)
@@ -256,7 +256,7 @@ fn pings_in_pieces_and_their_answers() {
         for frame in &answer {
             assert_eq!(sim.send(frame, Egress), Pass);
         }
-        let flows = sim.flows4.borrow().len() + sim.flows6.borrow().len();
+        let flows = sim.flows4().len() + sim.flows6().len();
         assert_eq!(flows, 1);
     }
 }
@@ -271,8 +271,8 @@ fn later_fragments_move_no_connection() {
     assert_eq!(sim.send(&tcp(v, c, SYN | ACK, 0), Egress), Pass);
     let again = fragments(&tcp(c, v, SYN, 600), 2, 400);
     assert_eq!(send_all(&sim, &again), [Pass, Pass]);
-    let flows = sim.flows4.borrow();
-    let view = FlowView::of4(flows.values().next().unwrap());
+    let flows = sim.flows4();
+    let view = FlowView::of4(flows.iter().map(|(_, flow)| flow).next().unwrap());
     assert_eq!(view.state, datapath::conntrack::State::SYN_RECEIVED);
 }
 

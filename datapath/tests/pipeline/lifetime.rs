@@ -1,15 +1,19 @@
 //! What a change of policy, an expiry or a full table does to flows.
 
-use datapath::abi::{ActiveWord, RuleKey, addr_flags, rule_flags, verdict};
+use datapath::abi::{ActiveWord, Loss, RuleKey, addr_flags, rule_flags, verdict};
 use datapath::conntrack::State;
 use datapath::drop_reason::DropReason;
 use datapath::ids::Direction::{Egress, Ingress};
 use datapath::packet::tcp::{ACK, RST, SYN};
 use datapath::pipeline::Action::{Drop, Pass};
+
 use datapath::record::FlowView;
+use datapath::sim::Sim;
 use datapath::sim::packets::{end, tcp, udp};
 
-use crate::support::{LOCAL, OTHER, OTHER_ID, PEER, armed, bind, content, mapped, open, view4};
+use crate::support::{
+    LOCAL, OTHER, OTHER_ID, PEER, armed, bind, content, mapped, open, view4, views4,
+};
 
 #[test]
 fn a_policy_change_cuts_a_live_session_and_a_restamp_keeps_one() {
@@ -34,13 +38,10 @@ fn a_policy_change_cuts_a_live_session_and_a_restamp_keeps_one() {
         Pass,
         "what is still allowed goes on"
     );
-    let cut = FlowView::of4(
-        sim.flows4
-            .borrow()
-            .values()
-            .find(|flow| FlowView::of4(flow).responder_port == 443)
-            .unwrap(),
-    );
+    let cut = views4(&sim)
+        .into_iter()
+        .find(|flow| flow.responder_port == 443)
+        .unwrap();
     assert_eq!(
         (cut.state, cut.allowed, cut.reason, cut.generation),
         (State::CUT, false, DropReason::PolicyChanged, 2)
@@ -133,11 +134,8 @@ fn mid_stream_is_denied_in_enforce_and_adopted_while_learning() {
         "a handshake that arming met halfway is denied"
     );
     assert_eq!(sim.send(&tcp(late, server, SYN, 0), Ingress), Drop);
-    let adopted = sim
-        .flows4
-        .borrow()
-        .values()
-        .map(|flow| FlowView::of4(flow))
+    let adopted = views4(&sim)
+        .into_iter()
         .find(|flow| flow.initiator_port == 40000)
         .unwrap();
     assert!(
@@ -207,22 +205,98 @@ fn an_expiry_ends_a_session_without_anybody() {
 #[test]
 fn a_full_table_denies_unless_configured() {
     let mut sim = armed();
-    sim.capacity = 1;
-    assert_eq!(
-        sim.send(&tcp(end(PEER, 1), end(LOCAL, 443), SYN, 0), Ingress),
-        Pass
-    );
-    assert_eq!(
-        sim.send(&tcp(end(PEER, 2), end(LOCAL, 443), SYN, 0), Ingress),
-        Drop
-    );
+    // One set, and the least room beside it.
+    sim.resize(4, 4);
+    let proven: u16 = 4 + 4;
+    for port in 1..=proven {
+        open(&sim, end(PEER, port), end(LOCAL, 443), true);
+    }
+    let more = |sim: &Sim, port| sim.send(&tcp(end(PEER, port), end(LOCAL, 443), SYN, 0), Ingress);
+    assert_eq!(more(&sim, 100), Drop, "no proven flow makes room");
     assert_eq!(sim.dropped(DropReason::TableFull), 1);
+    assert_eq!(sim.flows4().len(), 8);
     sim.config.flags = datapath::abi::config_flags::FULL_ALLOW;
+    assert_eq!(more(&sim, 101), Pass);
+    assert_eq!(sim.losses.borrow().len(), 2, "both causes are counted");
+}
+
+#[test]
+fn flows_that_are_not_proven_make_room_and_are_told() {
+    let mut sim = armed();
+    sim.resize(4, 4);
+    let syn = |sim: &Sim, port| sim.send(&tcp(end(PEER, port), end(LOCAL, 443), SYN, 0), Ingress);
+    open(&sim, end(PEER, 1), end(LOCAL, 443), true);
+    for port in 2..1_000 {
+        assert_eq!(syn(&sim, port), Pass);
+    }
+    assert_eq!(sim.flows4().len(), 4, "one set, and nothing spilled");
     assert_eq!(
-        sim.send(&tcp(end(PEER, 3), end(LOCAL, 443), SYN, 0), Ingress),
+        sim.losses.borrow().get(&(Loss::Displaced as u32)),
+        Some(&995)
+    );
+    let told = sim
+        .events
+        .borrow()
+        .iter()
+        .filter(|event| event.kind == 2)
+        .count();
+    assert_eq!(told, 995, "each leaves with its record");
+    assert_eq!(
+        sim.send(&tcp(end(PEER, 1), end(LOCAL, 443), ACK, 9), Ingress),
+        Pass,
+        "the proven flow is still there"
+    );
+    assert_eq!(sim.dropped(DropReason::MidStream), 0);
+}
+
+#[test]
+fn a_flood_of_syns_does_not_displace_questions_of_another_protocol() {
+    let mut sim = armed();
+    sim.resize(4, 4);
+    assert_eq!(
+        sim.send(&udp(end(PEER, 7), end(LOCAL, 53), 10), Ingress),
         Pass
     );
-    assert_eq!(sim.losses.borrow().len(), 2, "both causes are counted");
+    for port in 2..500 {
+        sim.send(&tcp(end(PEER, port), end(LOCAL, 443), SYN, 0), Ingress);
+    }
+    assert_eq!(
+        sim.send(&udp(end(LOCAL, 53), end(PEER, 7), 10), Egress),
+        Pass
+    );
+}
+
+#[test]
+fn only_an_acknowledgment_of_the_responders_number_proves_a_flow() {
+    let sim = armed();
+    let (client, server) = (end(PEER, 1), end(LOCAL, 443));
+    let with_ack = |number: u32| {
+        let mut frame = tcp(client, server, ACK, 0);
+        frame[42..46].copy_from_slice(&number.to_be_bytes());
+        frame
+    };
+    sim.send(&tcp(client, server, SYN, 0), Ingress);
+    sim.send(&with_ack(2), Ingress);
+    assert_eq!(view4(&sim).state, State::SYN_SENT, "nobody has answered");
+    sim.send(&tcp(server, client, SYN | ACK, 0), Egress);
+    sim.send(&with_ack(1), Ingress);
+    sim.send(&with_ack(0x8000_0000), Ingress);
+    assert_eq!(view4(&sim).state, State::SYN_RECEIVED);
+    sim.send(&with_ack(2), Ingress);
+    assert_eq!(view4(&sim).state, State::ESTABLISHED);
+}
+
+#[test]
+fn a_peer_cannot_use_more_than_its_share() {
+    let mut sim = armed();
+    sim.tables.share = 3;
+    for port in 1..=3 {
+        open(&sim, end(PEER, port), end(LOCAL, 443), true);
+    }
+    let late = tcp(end(PEER, 9), end(LOCAL, 443), SYN, 0);
+    assert_eq!(sim.send(&late, Ingress), Drop);
+    assert_eq!(sim.dropped(DropReason::TableFull), 1);
+    assert_eq!(sim.losses.borrow().get(&(Loss::PeerShare as u32)), Some(&1));
 }
 
 #[test]
@@ -244,13 +318,9 @@ fn a_late_answer_that_is_denied_ends_nothing_twice() {
         sim.send(&udp(end(PEER, 5), end(LOCAL, 53), 10), Ingress),
         Pass
     );
-    let closes = sim
-        .events
-        .borrow()
-        .iter()
-        .filter(|event| event.kind == 2)
-        .count();
-    assert_eq!(closes, 1, "told when it is replaced");
+    let closed = sim.closed4();
+    assert_eq!(closed.len(), 1, "closed once, and kept until it is told");
+    assert_eq!(FlowView::of4(&closed[0]).packets_out, 1);
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn default_deny_holds_for_both_families_and_names_its_rule() {
         assert_eq!(sim.send(&tcp(from, to, SYN, 0), Ingress), Drop);
     }
     assert!(
-        sim.flows4.borrow().is_empty() && sim.flows6.borrow().is_empty(),
+        sim.flows4().is_empty() && sim.flows6().is_empty(),
         "a denied packet makes no entry"
     );
     assert_eq!(sim.dropped(DropReason::DefaultDeny), 6);

@@ -5,10 +5,11 @@ use datapath::drop_reason::DropReason;
 use datapath::ids::Direction::{Egress, Ingress};
 use datapath::packet::tcp::{ACK, FIN, RST, SYN};
 use datapath::pipeline::Action::{Drop, Pass};
+
 use datapath::record::FlowView;
 use datapath::sim::packets::{end, icmp, quoted, sctp, tcp, udp};
 
-use crate::support::{LOCAL, PEER, PEER_ID, armed, open, view4};
+use crate::support::{LOCAL, PEER, PEER_ID, armed, open, view4, views4};
 
 #[test]
 fn a_session_is_one_entry_with_exact_counters() {
@@ -86,13 +87,8 @@ fn every_protocol_is_tracked_and_stays_distinct() {
         ),
         Pass
     );
-    assert_eq!(sim.flows4.borrow().len(), 3);
-    assert!(
-        sim.flows4
-            .borrow()
-            .values()
-            .any(|flow| FlowView::of4(flow).state == State::REPLIED)
-    );
+    assert_eq!(sim.flows4().len(), 3);
+    assert!(views4(&sim).iter().any(|flow| flow.state == State::REPLIED));
 }
 
 #[test]
@@ -128,17 +124,15 @@ fn a_port_used_again_is_a_new_instance_and_the_old_one_is_told() {
         (2, 1),
         "counters begin anew"
     );
-    let closes: Vec<_> = sim
-        .events
-        .borrow()
-        .iter()
-        .filter(|event| event.kind == 2)
-        .copied()
-        .collect();
+    let closed = sim.closed4();
+    let [old] = closed.as_slice() else {
+        panic!("one closed entry");
+    };
+    let old = FlowView::of4(old);
     assert_eq!(
-        closes.last().unwrap().packets,
-        [3, 2],
-        "the replaced instance was announced with its final counters"
+        (old.sequence, old.packets_out, old.packets_in),
+        (first, 3, 2),
+        "the instance before is kept with its final counters until it is told"
     );
 }
 

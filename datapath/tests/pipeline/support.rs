@@ -119,9 +119,15 @@ pub(crate) fn armed() -> Sim {
 }
 
 pub(crate) fn view4(sim: &Sim) -> FlowView {
-    let flows = sim.flows4.borrow();
+    let flows = views4(sim);
     assert_eq!(flows.len(), 1, "exactly one flow");
-    FlowView::of4(flows.values().next().unwrap())
+    flows[0]
+}
+
+/// Every IPv4 flow.
+pub(crate) fn views4(sim: &Sim) -> Vec<FlowView> {
+    let flows = sim.flows4();
+    flows.iter().map(|(_, flow)| FlowView::of4(flow)).collect()
 }
 
 pub(crate) fn open(sim: &Sim, client: End, server: End, inbound: bool) {

@@ -74,9 +74,9 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         "what is denied teaches nobody": "        if !passed {\n" => "        if passed && w.packet.bytes == 0 {\n";
     }
     "datapath/src/conntrack.rs" {
-        "who ends the handshake": "State::SYN_RECEIVED if from_initiator && control & tcp::ACK != 0 => State::ESTABLISHED," => "State::SYN_RECEIVED => State::ESTABLISHED,";
+        "what proves a flow": "&& numbers.1.wrapping_sub(isn).wrapping_sub(1) < ACKNOWLEDGED" => "";
         "a reset that was not believed": "State::RESET if control & tcp::ACK != 0 => State::ESTABLISHED," => "State::RESET if control == 0 => State::ESTABLISHED,";
-        "who answers a SYN": "return if matches!(state, State::SYN_SENT) && !from_initiator {" => "return if matches!(state, State::SYN_SENT) {";
+        "which number is acknowledged": "out.isn = Some(numbers.0);" => "out.isn = Some(numbers.1);";
         "who proves a datagram flow": "State::NEW if !from_initiator => State::REPLIED," => "State::NEW => State::REPLIED,";
         "who has finished": "(_, true) => State::FIN_INITIATOR," => "(_, true) => State::FIN_RESPONDER,";
     }
@@ -87,6 +87,18 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     "datapath/src/pipeline/opening.rs" {
         "a middle of nothing": "    if !opening {" => "    if is_reset(&w.packet) {";
         "a spoofed source": "w.query.peer.flags & addr_flags::LOCAL != 0" => "w.query.peer.flags == u32::MAX";
+    }
+    "datapath/src/pipeline/fast.rs" {
+        "the active content of a counted flow": "const MASK: u64 = 0xffff_ffff_0000_00ff;" => "const MASK: u64 = 0xff;";
+        "a deadline of a counted flow": "|| line.expiry() != 0 {" => "|| line.expiry() == u32::MAX {";
+        "headers of merged segments": "let more = u64::from(segments - 1) * u64::from(headers);" => "let more = u64::from(segments) * u64::from(headers);";
+        "flags that a direction has not shown": "&& flags.tcp() | tcp_flags == flags.tcp()" => "";
+    }
+    "datapath/src/table/key.rs" {
+        "the key of an entry": "differ |= unsafe { word::load(line.cast::<u64>().add(1 + index)) } ^ *word;" => "differ = unsafe { word::load(line.cast::<u64>().add(1 + index)) } ^ *word;";
+    }
+    "datapath/src/table/mod.rs" {
+        "whose peer it is": "(verdict & bits::EGRESS != 0) == (verdict & bits::INITIATOR_HI != 0)" => "verdict & bits::INITIATOR_HI == 0";
     }
     "agent-ebpf/src/env.rs" {
         "prefixes of unbound addresses": "prefix_len: $bits," => "prefix_len: $bits - 8,";
