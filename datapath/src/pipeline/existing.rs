@@ -24,8 +24,7 @@ pub enum Existing {
     Replace,
 }
 
-/// Looks for the packet's entry and follows it; `None` when there is none. An entry that is over is ended here, and the
-/// workspace knows the instance that comes after it.
+/// Looks for the packet's entry and follows it; `None` when there is none. An entry that is over is ended here.
 #[inline(always)]
 pub(super) fn follow<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Option<Existing> {
     let words = F::words(&w.key);
@@ -97,8 +96,6 @@ pub fn follow_now<F: Tabled, E: Env<F>>(
     let line = entry.line(w.from_lo);
     let mut flags = line.flags();
     if is_over(w, entry, flags.state(), meta, config) {
-        w.sequence = meta.sequence().wrapping_add(1);
-        w.renewed = true;
         return Existing::Replace;
     }
     if flags.state() != State::CUT

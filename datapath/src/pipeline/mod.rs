@@ -159,8 +159,6 @@ pub struct Workspace<F: Family> {
     verdict_bits: u8,
     reason: u8,
     state: u8,
-    /// The entry follows a closed one of the same tuple: its sequence is already known.
-    renewed: bool,
     sequence: u32,
     spot: Spot,
 }
@@ -219,7 +217,6 @@ pub fn process<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, direction: Di
     );
     w.key = F::key(ends, w.packet.protocol, w.now.endpoint as u16);
     w.from_lo = from_lo;
-    w.renewed = false;
     let Some(tables) = env.tables() else {
         env.count(DropReason::NoPolicy, packets, bytes);
         return Action::Drop;

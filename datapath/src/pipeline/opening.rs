@@ -92,6 +92,7 @@ fn place<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Placed {
     if !State(w.state).is_proven() {
         change += bucket_word::UNPROVEN;
     }
+    w.sequence = table::next_sequence::<F, E>(env, w.spot.set, w.now.jiffies);
     let claimed = env.claim(w);
     let Some(set) = env.set(w.spot.set) else {
         return Placed::Full;
@@ -101,11 +102,6 @@ fn place<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Placed {
     }
     // SAFETY: a whole set of the table.
     let entry: FlowRef<F> = unsafe { table::way(set, claimed) };
-    if !w.renewed {
-        // Two instances of one tuple differ, even within one tick.
-        let before = entry.meta().sequence();
-        w.sequence = (w.now.jiffies << 4) | (before.wrapping_add(1) & 0xf);
-    }
     let words = F::words(&w.key);
     // SAFETY: the slot is BUSY, and this CPU holds its set's lock.
     unsafe { entry.begin(&words) };
@@ -118,9 +114,6 @@ fn place<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Placed {
 /// No way is free: the hash map takes the entry.
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn spill<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, bucket: u32, change: u64) -> Placed {
-    if !w.renewed {
-        w.sequence = w.now.jiffies << 4;
-    }
     table::spilled_one_more::<F, E>(env, w.spot.set);
     let view = &*w;
     let words = F::words(&view.key);

@@ -57,10 +57,14 @@ pub const fn spill_room(flows: u32) -> u32 {
     if room < 4 { 4 } else { room }
 }
 
-/// The lock word of a set: locked 1 | unused 7 | spilled entries 24 | jiffies of the last closing by the kernel 32.
+/// The lock word of a set: locked 1 | instances made, modulo 128 7 | spilled entries 24 | jiffies of the last closing by the kernel 32.
 pub mod lock_word {
     /// Somebody holds it.
     pub const LOCKED: u64 = 1;
+    /// One instance.
+    pub const INSTANCE: u64 = 1 << 1;
+    /// Instances, modulo 128.
+    pub const INSTANCE_MASK: u64 = 0xfe;
     /// One spilled entry.
     pub const SPILLED: u64 = 1 << 8;
     /// All spilled entries.
@@ -257,6 +261,32 @@ pub fn is_settled<F: Tabled, M: Memory<F>>(memory: M, set: u32, jiffies: u32, hz
             jiffies.wrapping_sub(stamp) > hz.wrapping_mul(RECLAIM_SECONDS)
         }
         None => false,
+    }
+}
+
+/// The sequence of the next instance in a set. The caller holds the lock. Two instances of one tuple differ, even if one
+/// displaced the other within the same tick.
+#[inline(always)]
+pub fn next_sequence<F: Tabled, M: Memory<F>>(memory: M, set: u32, jiffies: u32) -> u32 {
+    let Some(word) = memory.lock_word(set) else {
+        return jiffies << 7;
+    };
+    // SAFETY: a live lock word; the counter is only written under the lock, and an addition leaves the rest alone.
+    unsafe {
+        let before = word::load(word) & lock_word::INSTANCE_MASK;
+        let wraps = before == lock_word::INSTANCE_MASK;
+        let change = if wraps {
+            lock_word::INSTANCE_MASK.wrapping_neg()
+        } else {
+            lock_word::INSTANCE
+        };
+        word::add(word, change);
+        let count = if wraps {
+            0
+        } else {
+            before + lock_word::INSTANCE
+        };
+        (jiffies << 7) | (count >> 1) as u32
     }
 }
 

@@ -1,0 +1,206 @@
+//! The flow table under all CPUs at once: packets of the same few flows from several threads through the loaded programs,
+//! while the collector closes what is silent for a moment. No packet may be counted twice or get lost, and no flow may
+//! have two entries.
+
+#![allow(clippy::panic, clippy::expect_used, reason = "tests")]
+
+#[path = "support_kernel/mod.rs"]
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use agent::flows::collect::{Collector, Settings};
+use agent::flows::record::Record;
+use agent::kernel::clock::{self, Converter};
+use agent::kernel::loader::{EGRESS, INGRESS, TableSizes};
+use datapath::abi::ActiveWord;
+use datapath::sim::packets::{end, udp};
+use support::convert;
+use support::rig::Rig;
+use support::rng::{Rng, setting};
+use support::scene::{LOCAL, PEER, policy};
+use support::twin::{ROOMY, default_config};
+
+/// `struct bpf_attr` of `BPF_PROG_TEST_RUN`, up to what is used (include/uapi/linux/bpf.h).
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    fd: u32,
+    retval: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    rest: [u64; 5],
+}
+
+/// Sends a frame through a program; true when it passed. The rig's own way would let one thread in at a time.
+fn passes(program: &OwnedFd, frame: &[u8]) -> bool {
+    const PROG_TEST_RUN: libc::c_long = 10;
+    let mut attr = TestRun {
+        fd: program.as_raw_fd().cast_unsigned(),
+        size_in: u32::try_from(frame.len()).expect("a frame"),
+        data_in: frame.as_ptr() as u64,
+        repeat: 1,
+        ..TestRun::default()
+    };
+    // SAFETY: a live attribute of the size that is given, whose one pointer is to a live frame.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            PROG_TEST_RUN,
+            &raw mut attr,
+            size_of::<TestRun>(),
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    attr.retval == u32::MAX
+}
+
+/// Highest counters by instance: (from the client, from the server).
+type Told = BTreeMap<String, (u64, u64)>;
+
+fn tell(told: &mut Told, records: &[Record]) {
+    for record in records.iter().filter(|record| !record.denial) {
+        let (out, back) = told.entry(record.uid.clone()).or_default();
+        *out = (*out).max(record.packets_out);
+        *back = (*back).max(record.packets_in);
+    }
+}
+
+struct Outcome {
+    /// Packets that passed.
+    sent: u64,
+    told: Told,
+    lost: BTreeMap<String, u64>,
+    deleted: u64,
+}
+
+/// `tuples` flows over tables of `sizes`, `packets` packets a thread.
+fn hammer(sizes: TableSizes, tuples: usize, packets: usize) -> Option<Outcome> {
+    let mut rig = Rig::open(sizes)?;
+    rig.fill(0, &convert::content(&policy()));
+    let mut config = default_config();
+    // Silent for two ticks is over.
+    config.timeouts = [2; 16];
+    rig.set_config(&config);
+    rig.set_word(ActiveWord::committed(1, 0));
+    let programs = [INGRESS, EGRESS].map(|name| rig.kernel.program_fd(name).expect("a program"));
+    let threads = std::thread::available_parallelism()
+        .map_or(2, std::num::NonZero::get)
+        .max(2);
+    let (mut told, mut deleted) = (Told::new(), 0);
+    let settings = Settings {
+        interval_ns: 0,
+        timeouts: config.timeouts,
+        deny_idle: 1_000_000,
+    };
+    let mut collector = Collector::new("hammer00", settings, []);
+    let (running, start) = (AtomicUsize::new(threads), AtomicBool::new(false));
+    let sent = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|thread| {
+                let (programs, running, start) = (&programs, &running, &start);
+                scope.spawn(move || {
+                    let mut rng = Rng::new(77 + thread as u64);
+                    while !start.load(Ordering::Acquire) {
+                        std::hint::spin_loop();
+                    }
+                    let mut passed = 0u64;
+                    for number in 0..packets {
+                        // A window of flows that moves on: what it leaves behind falls silent.
+                        let flow = (number / 512 * 5 + rng.below(12)) % tuples;
+                        let client = end(PEER, 1000 + u16::try_from(flow).expect("few flows"));
+                        let server = end(LOCAL, 53);
+                        let [ingress, egress] = programs;
+                        passed += u64::from(if rng.below(3) == 0 {
+                            passes(egress, &udp(server, client, 10))
+                        } else {
+                            passes(ingress, &udp(client, server, 10))
+                        });
+                    }
+                    running.fetch_sub(1, Ordering::Release);
+                    passed
+                })
+            })
+            .collect();
+        start.store(true, Ordering::Release);
+        let mut last = false;
+        while !last {
+            last = running.load(Ordering::Acquire) == 0;
+            let now = rig.kernel.clock().expect("the clock");
+            let converter = Converter::new(now, 0, config.hz);
+            tell(&mut told, &collector.events(&rig.drain(), &converter));
+            let pass = collector
+                .sweep(&rig.kernel, &converter, clock::utc_ns())
+                .expect("a sweep");
+            tell(&mut told, &pass.records);
+            deleted += collector
+                .delete_finished(&rig.kernel, &pass)
+                .expect("deletes");
+            let keys = rig.kernel.entries4().expect("entries");
+            let distinct: BTreeSet<_> = keys.iter().map(|(key, _)| format!("{key:?}")).collect();
+            // While packets are under way an entry may move on between two looks; afterwards nothing moves.
+            assert!(
+                !last || distinct.len() == keys.len(),
+                "a flow with two entries"
+            );
+        }
+        workers
+            .into_iter()
+            .map(|worker| worker.join().expect("a worker"))
+            .sum()
+    });
+    let lost = rig.kernel.totals().expect("totals").losses;
+    Some(Outcome {
+        sent,
+        told,
+        lost,
+        deleted,
+    })
+}
+
+fn check(outcome: &Outcome) {
+    let counted: u64 = outcome.told.values().map(|(out, back)| out + back).sum();
+    println!(
+        "{} packets, {} instances, {} entries deleted while packets came, losses {:?}",
+        outcome.sent,
+        outcome.told.len(),
+        outcome.deleted,
+        outcome.lost
+    );
+    assert_eq!(counted, outcome.sent, "every packet is in one record");
+    for cause in ["replaced-unread", "ring-full"] {
+        assert_eq!(outcome.lost.get(cause), Some(&0), "{cause}");
+    }
+}
+
+#[test]
+fn no_packet_is_lost_or_counted_twice() {
+    let packets = setting("COFFERDAM_TEST_PACKETS", 120_000);
+    let Some(outcome) = hammer(ROOMY, 400, packets) else {
+        return;
+    };
+    check(&outcome);
+    assert!(outcome.deleted > 100, "flows ended while others lived");
+}
+
+#[test]
+fn nor_where_every_set_is_full() {
+    let sizes = TableSizes {
+        flows4: 16,
+        ring: 1 << 23,
+        ..ROOMY
+    };
+    let packets = setting("COFFERDAM_TEST_PACKETS", 120_000) / 2;
+    let Some(outcome) = hammer(sizes, 400, packets) else {
+        return;
+    };
+    check(&outcome);
+    let displaced = outcome.lost.get("displaced").copied().unwrap_or(0);
+    assert!(displaced > 0, "flows made room for each other");
+}
