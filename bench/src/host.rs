@@ -34,12 +34,13 @@ pub(crate) fn private_bpffs() -> Result<()> {
     mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none).context("mounting bpffs")
 }
 
-/// The capacities that the agent has unless it is told otherwise.
+/// The capacities that the agent has unless it is told otherwise; for IPv6 as many as for IPv4, so that 65,536 flows lie as
+/// they would in a table that is not full.
 pub(crate) fn default_sizes() -> TableSizes {
     let tables = Config::default().tables;
     TableSizes {
         flows4: tables.flows4,
-        flows6: tables.flows6,
+        flows6: tables.flows4,
         denies: tables.denies,
         ring: tables.ring_bytes,
         share: 0,
