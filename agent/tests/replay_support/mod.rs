@@ -175,8 +175,12 @@ struct Guard(Child);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Gone already is fine.
-        let _ = self.0.kill();
+        // The child is `timeout`, which hands a request to end on to its program; killed, it would leave the program
+        // behind. Gone already is fine.
+        if let Ok(pid) = i32::try_from(self.0.id()) {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        }
         let _ = self.0.wait();
     }
 }
@@ -252,6 +256,7 @@ impl Traffic {
             inside(&self.lab.host, "nginx")
                 .arg("-c")
                 .arg(&file)
+                .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()
                 .expect("nginx starts"),
