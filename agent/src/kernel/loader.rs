@@ -87,9 +87,6 @@ const REPLAY: &str = "REPLAY";
 /// The loaded programs.
 pub struct Programs {
     bpf: Ebpf,
-    /// The array of programs of the maps before, which hooks still use until they are replaced: the kernel empties
-    /// it when nobody holds it any more (kernel/bpf/arraymap.c, `prog_array_map_clear`).
-    _retired: Option<RawMap>,
 }
 
 /// What was found at the pins.
@@ -137,7 +134,6 @@ pub fn load(
     time: TimeSource,
 ) -> Result<(Programs, Pins)> {
     let sizes = sizes.by_name();
-    let mut retired = None;
     let pins = match dir.check(&sizes, remembered)? {
         None => Pins::Fresh,
         Some(problems) if problems.is_empty() => Pins::Reused,
@@ -145,7 +141,7 @@ pub fn load(
             for problem in &problems {
                 warn!(map = problem.map, what = %problem.what, "pinned map is not what this agent pinned: rebuilding");
             }
-            retired = RawMap::open(&dir.map(maps::TAILS)).ok();
+            set_aside(dir)?;
             dir.forget_maps()?;
             Pins::Rebuilt(problems)
         }
@@ -181,11 +177,20 @@ pub fn load(
     }
     connect(&mut bpf)?;
     info!(pins = ?pins, path = %dir.path().display(), "kernel object loaded");
-    let programs = Programs {
-        bpf,
-        _retired: retired,
-    };
-    Ok((programs, pins))
+    Ok((Programs { bpf }, pins))
+}
+
+/// Gives the array of programs that hooks go on through another name: each load has an array of its own, because the
+/// programs of one load hand packets over in memory of their own. Hooks that are not replaced yet keep theirs, which the
+/// kernel would empty if nobody held it any more (kernel/bpf/arraymap.c, `prog_array_map_clear`).
+fn set_aside(dir: &PinDir) -> Result<()> {
+    let path = dir.map(maps::TAILS);
+    match std::fs::rename(&path, dir.map("TAILS_BEFORE")) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(KernelError::pin(&path, source))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Puts the programs into the array that the hooks go on through; one store each, under traffic too.
