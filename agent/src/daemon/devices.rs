@@ -78,7 +78,7 @@ impl Host {
             }
         }
         // A device that is only down keeps its hooks.
-        let keep = list
+        let keep: BTreeSet<u32> = list
             .iter()
             .filter(|device| {
                 wanted.iter().any(|other| other.index == device.index)
@@ -92,6 +92,14 @@ impl Host {
                 released,
                 "let go of hooks of devices that are gone or left out"
             );
+        }
+        // Hooks that still run programs of an agent before go on through its array of programs.
+        if failed.is_none()
+            && keep
+                .iter()
+                .all(|index| attached.iter().any(|now| now.ifindex == *index))
+        {
+            self.kernel.dir().forget_retired_tails()?;
         }
         *lock(&self.attached) = attached;
         failed.map_or(Ok(()), |error| Err(error.into()))

@@ -141,11 +141,11 @@ pub fn load(
             for problem in &problems {
                 warn!(map = problem.map, what = %problem.what, "pinned map is not what this agent pinned: rebuilding");
             }
-            set_aside(dir)?;
             dir.forget_maps()?;
             Pins::Rebuilt(problems)
         }
     };
+    dir.set_tails_aside()?;
     raise_memlock();
     pin_outer_maps(dir)?;
     let mut loader = EbpfLoader::new();
@@ -155,6 +155,7 @@ pub fn load(
             loader.map_max_entries(spec.name, *size);
         }
     }
+    loader.map_pin_path(maps::TAILS, dir.map(maps::TAILS));
     attribution::place_maps(dir, &mut loader)?;
     if time == TimeSource::Written {
         loader.override_global(REPLAY, &1u32, true);
@@ -180,20 +181,7 @@ pub fn load(
     Ok((Programs { bpf }, pins))
 }
 
-/// Gives the array of programs that hooks go on through another name: each load has an array of its own, because the
-/// programs of one load hand packets over in memory of their own. Hooks that are not replaced yet keep theirs, which the
-/// kernel would empty if nobody held it any more (kernel/bpf/arraymap.c, `prog_array_map_clear`).
-fn set_aside(dir: &PinDir) -> Result<()> {
-    let path = dir.map(maps::TAILS);
-    match std::fs::rename(&path, dir.map("TAILS_BEFORE")) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(KernelError::pin(&path, source))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Puts the programs into the array that the hooks go on through; one store each, under traffic too.
+/// Puts the programs into the array that their hooks go on through.
 fn connect(bpf: &mut Ebpf) -> Result<()> {
     let mut fds = Vec::new();
     for (slot, name) in TAILS {

@@ -19,6 +19,8 @@ use super::sys::{self, MapInfo};
 use super::{KernelError, Result};
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+/// Begins the pins of arrays of programs that hooks of a load before may still go on through; the map's id follows.
+const RETIRED: &str = "retired-tails-";
 
 /// What a shared map must look like.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +43,9 @@ const fn spec(name: &'static str, kind: u32, key: usize, value: usize, flags: u3
     }
 }
 
-/// Every map that user space and kernel share, all of them pinned.
-pub(crate) const SPECS: [Spec; 26] = [
+/// Every map that user space and kernel share, or that one load takes over from another; all of them pinned. The array of
+/// programs is pinned too, but each load has its own ([`PinDir::set_tails_aside`]).
+pub(crate) const SPECS: [Spec; 25] = [
     spec(
         maps::CONFIG,
         sys::TYPE_ARRAY,
@@ -66,7 +69,6 @@ pub(crate) const SPECS: [Spec; 26] = [
         size_of::<abi::FailsafeValue>(),
         sys::F_NO_PREALLOC,
     ),
-    spec(maps::TAILS, sys::TYPE_PROG_ARRAY, 4, 4, 0),
     spec(
         maps::TABLES,
         sys::TYPE_ARRAY,
@@ -249,6 +251,35 @@ impl PinDir {
         }
         found.sort();
         Ok(found)
+    }
+
+    /// Gives the pinned array of programs another name, so that the next load makes one of its own: the programs of one
+    /// load hand packets over in memory of their own, and never to those of another. Hooks that are not replaced yet go on
+    /// through theirs, which the kernel would empty if nobody held it any more (kernel/bpf/arraymap.c,
+    /// `prog_array_map_clear`).
+    pub(crate) fn set_tails_aside(&self) -> Result<()> {
+        let path = self.map(maps::TAILS);
+        let id = match RawMap::open(&path) {
+            Ok(map) => map.info().id,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(KernelError::pin(&path, source)),
+        };
+        fs::rename(&path, self.path.join(format!("{RETIRED}{id}")))
+            .map_err(|source| KernelError::pin(&path, source))
+    }
+
+    /// Lets go of the arrays of programs of loads before: once every hook runs programs of the last load.
+    pub(crate) fn forget_retired_tails(&self) -> Result<usize> {
+        let failed = |source| KernelError::pin(&self.path, source);
+        let mut forgotten = 0;
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_name().to_string_lossy().starts_with(RETIRED) {
+                fs::remove_file(entry.path()).map_err(failed)?;
+                forgotten += 1;
+            }
+        }
+        Ok(forgotten)
     }
 
     /// Compares what is pinned with what must be there. `Ok(None)`: nothing is pinned;

@@ -40,8 +40,6 @@ pub(crate) const F_MMAPABLE: u32 = 1 << 10;
 
 /// `BPF_MAP_TYPE_HASH`.
 pub(crate) const TYPE_HASH: u32 = 1;
-/// `BPF_MAP_TYPE_PROG_ARRAY`.
-pub(crate) const TYPE_PROG_ARRAY: u32 = 3;
 /// `BPF_MAP_TYPE_ARRAY`.
 pub(crate) const TYPE_ARRAY: u32 = 2;
 /// `BPF_MAP_TYPE_PERCPU_ARRAY`.

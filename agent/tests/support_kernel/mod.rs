@@ -15,6 +15,7 @@ pub mod convert;
 pub mod frames;
 pub mod rig;
 pub mod rng;
+pub mod run;
 pub mod scene;
 pub mod state;
 pub mod traffic;

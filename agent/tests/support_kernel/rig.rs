@@ -19,6 +19,9 @@ use super::skip;
 /// Where the kernel offers a directory for it.
 const BPFFS: &str = "/sys/fs/bpf";
 
+/// Where rigs pin.
+pub const ROOT: &str = "/sys/fs/bpf/cofferdam-test";
+
 /// Segments that a merged packet stands for, as a driver would say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Merged {
@@ -56,8 +59,7 @@ impl Rig {
                 return None;
             }
         };
-        let root = Path::new(BPFFS).join("cofferdam-test");
-        let kernel = match open(&root, sizes) {
+        let kernel = match open(Path::new(ROOT), sizes) {
             Ok(kernel) => kernel,
             // The verifier's refusal comes as EACCES too, and is no reason to skip anything.
             Err(error)
@@ -165,7 +167,7 @@ impl Rig {
 
 /// Opens with the object that this build carries, or with the one that `COFFERDAM_TEST_OBJECT` names: a mutant, of
 /// which the tests must find what is wrong.
-fn open(root: &Path, sizes: TableSizes) -> agent::kernel::Result<Kernel> {
+pub fn open(root: &Path, sizes: TableSizes) -> agent::kernel::Result<Kernel> {
     match std::env::var_os("COFFERDAM_TEST_OBJECT") {
         None => Kernel::open(root, sizes, None),
         Some(path) => {

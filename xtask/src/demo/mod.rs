@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// How many short connections are made.
     #[arg(long, default_value_t = 3_000, value_name = "N")]
     connections: u32,
+    /// How often agents and controller are killed under load; each time every record is looked for again.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    restarts: u32,
 }
 
 /// Runs the demo; an error when any step failed.
@@ -92,11 +95,13 @@ fn tell(project: &Project, args: &Args, report: &mut Report) -> Result<()> {
         "a policy change cuts a live session in the kernel",
         || steps::cut_by_change(&mut world),
     )?;
-    report.step(
-        "restart",
-        "agent and controller are killed and come back: nothing is cut",
-        || steps::restart(&mut world),
-    )?;
+    for _ in 0..args.restarts {
+        report.step(
+            "restart",
+            "agent and controller are killed and come back: nothing is cut",
+            || steps::restart(&mut world),
+        )?;
+    }
     report.step(
         "lock-out",
         "a push that locks its operator out falls back by itself",

@@ -18,15 +18,18 @@ use crate::estate::wait_for;
 const PORT: u16 = 8080;
 
 /// One request of HTTP/1.0: connect, ask, read to the end. Returns the client's own address.
-pub(super) fn request(server: SocketAddr) -> std::io::Result<SocketAddr> {
-    let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(10))?;
+pub(super) fn request(server: SocketAddr) -> Result<SocketAddr> {
+    let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(10))
+        .with_context(|| format!("connecting to {server}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mine = stream.local_addr()?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
+    stream
+        .write_all(b"GET / HTTP/1.0\r\n\r\n")
+        .and_then(|()| stream.read_to_end(&mut answer))
+        .with_context(|| format!("asking {server} from {mine}, {} bytes came", answer.len()))?;
     if !answer.ends_with(b"app\n") {
-        return Err(std::io::Error::other("a strange answer"));
+        bail!("a strange answer of {} bytes for {mine}", answer.len());
     }
     Ok(mine)
 }
@@ -54,7 +57,7 @@ pub(in super::super) fn accounting(
     let servers = app
         .addresses()
         .map(|address| SocketAddr::new(address, PORT));
-    let made = web.netns.enter(|| -> std::io::Result<u32> {
+    let made = web.netns.enter(|| -> Result<u32> {
         let mut made = 0;
         for number in 0..connections {
             request(servers[number as usize % 2])?;

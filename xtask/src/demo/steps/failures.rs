@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 
 use super::super::report::Outcome;
@@ -25,8 +25,8 @@ pub(in super::super) fn restart(world: &mut World) -> Result<Outcome<()>> {
     let app = world.host("app")?;
     let server = SocketAddr::new(app.addresses()[0], 8080);
     let web_path = world.host("web")?.netns.path();
-    let load = std::thread::spawn(move || run_load(&web_path, server));
     let begun = Instant::now();
+    let load = std::thread::spawn(move || run_load(&web_path, server, begun));
     let after = |seconds: u64| {
         wait_for("the next act", Duration::from_secs(30), || {
             (begun.elapsed() >= Duration::from_secs(seconds)).then_some(())
@@ -63,7 +63,7 @@ pub(in super::super) fn restart(world: &mut World) -> Result<Outcome<()>> {
             let mut found = records(world, &["web", "app"]).ok()?;
             found.retain(|key, _| !before.contains(key));
             let open = found.values().filter(|record| !record.closed).count();
-            let (mut missing, mut extra) = (0, 0);
+            let (mut missing, mut extra) = (Vec::new(), 0);
             for host in ["web", "app"] {
                 let mut recorded: BTreeMap<SocketAddr, usize> = BTreeMap::new();
                 for (_, from, ..) in found.keys().filter(|(at, ..)| at == host) {
@@ -74,21 +74,25 @@ pub(in super::super) fn restart(world: &mut World) -> Result<Outcome<()>> {
                     .chain(recorded.keys())
                     .collect::<BTreeSet<_>>()
                 {
-                    let made = clients.get(client).copied().unwrap_or(0);
+                    let made = clients.get(client).map_or(&[][..], Vec::as_slice);
                     let seen = recorded.get(client).copied().unwrap_or(0);
-                    missing += made.saturating_sub(seen);
-                    extra += seen.saturating_sub(made);
+                    if seen < made.len() {
+                        missing.push(format!("{client} of {made:?} at {host}, which has {seen}"));
+                    }
+                    extra += seen.saturating_sub(made.len());
                 }
             }
             let late = begun.elapsed() > Duration::from_secs(60);
-            ((missing, open) == (0, 0) || late).then_some((missing, extra, open))
+            ((missing.is_empty() && open == 0) || late).then_some((missing, extra, open))
         },
     )?;
-    let total: usize = clients.values().sum();
-    if missing + extra + open > 0 {
+    let total: usize = clients.values().map(Vec::len).sum();
+    if missing.len() + extra + open > 0 {
         bail!(
-            "of {total} connections {missing} records are missing, {extra} belong to none and {open} never closed (both ends \
-             together)"
+            "of {total} connections {} clients' records are missing, {extra} belong to none and {open} never closed (both ends \
+             together); missing, with the time since the load began: {}",
+            missing.len(),
+            missing.join("; ")
         );
     }
     let text = format!(
@@ -99,37 +103,47 @@ pub(in super::super) fn restart(world: &mut World) -> Result<Outcome<()>> {
     Ok(Outcome::new(
         (),
         text,
-        json!({"connections": total, "rate": RATE, "missing": missing, "doubled": extra}),
+        json!({"connections": total, "rate": RATE, "missing": missing.len(), "doubled": extra}),
     ))
 }
 
-/// Makes connections at a steady rate from a namespace and counts them by the clients' own addresses.
-fn run_load(netns: &str, server: SocketAddr) -> Result<BTreeMap<SocketAddr, usize>> {
+/// Makes connections at a steady rate from a namespace: when each client's own address was used, since `begun`.
+fn run_load(
+    netns: &str,
+    server: SocketAddr,
+    begun: Instant,
+) -> Result<BTreeMap<SocketAddr, Vec<Duration>>> {
     const THREADS: u32 = 4;
     let file = std::fs::File::open(netns)?;
     let mut workers = Vec::new();
     for _ in 0..THREADS {
         let file = file.try_clone()?;
-        workers.push(std::thread::spawn(move || -> Result<Vec<SocketAddr>> {
-            nix::sched::setns(&file, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            let start = Instant::now();
-            let mut made = Vec::new();
-            let total = RATE * SECONDS / THREADS;
-            for number in 0..total {
-                let due = Duration::from_secs_f64(f64::from(number * THREADS) / f64::from(RATE));
-                std::thread::sleep(due.saturating_sub(start.elapsed()));
-                made.push(request(server)?);
-            }
-            Ok(made)
-        }));
+        workers.push(std::thread::spawn(
+            move || -> Result<Vec<(SocketAddr, Duration)>> {
+                nix::sched::setns(&file, nix::sched::CloneFlags::CLONE_NEWNET)?;
+                let start = Instant::now();
+                let mut made = Vec::new();
+                let total = RATE * SECONDS / THREADS;
+                for number in 0..total {
+                    let due =
+                        Duration::from_secs_f64(f64::from(number * THREADS) / f64::from(RATE));
+                    std::thread::sleep(due.saturating_sub(start.elapsed()));
+                    let at = begun.elapsed();
+                    let client = request(server)
+                        .with_context(|| format!("a connection of {at:?} after the load began"))?;
+                    made.push((client, at));
+                }
+                Ok(made)
+            },
+        ));
     }
-    let mut clients = BTreeMap::new();
+    let mut clients: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for worker in workers {
-        for client in worker
+        for (client, at) in worker
             .join()
             .map_err(|_| anyhow!("a client thread panicked"))??
         {
-            *clients.entry(client).or_default() += 1;
+            clients.entry(client).or_default().push(at);
         }
     }
     Ok(clients)
