@@ -1,5 +1,6 @@
 //! The kernel's side of `datapath::pipeline::Env`: maps, clocks, the ring.
 
+use core::borrow::Borrow;
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
@@ -8,18 +9,19 @@ use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
 };
 use datapath::abi::{
-    ActiveWord, AddrValue, Cidr4Key, Cidr6Key, ClassKey, ClassValue, Config, DenyKey, DenyValue,
+    ActiveWord, AddrValue, Cidr4Key, Cidr6Key, ClassCells, ClassKey, Config, DenyKey, DenyValue,
     EndpointValue, Event, FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, Key4, Key6, Loss,
-    RuleKey, RuleValue, Tables, mode,
+    RuleKey, RuleValue, Tables, cells, mode,
 };
 use datapath::drop_reason::DropReason;
 use datapath::flow::FlowRef;
+use datapath::ids::Direction;
 use datapath::packet::{Family, V4, V6};
 use datapath::pipeline::{
     Denial, Env, Existing, Workspace, claim_now, decide_now, deny_now, follow_now, opened_now,
 };
 use datapath::table::{self, Memory};
-use datapath::verdict::PolicyLookup;
+use datapath::verdict::{Class, PolicyLookup};
 use datapath::word;
 
 use crate::{clock, maps};
@@ -47,13 +49,20 @@ fn copied<V: Copy>(value: Option<NonNull<V>>) -> Option<V> {
     value.map(|value| unsafe { *value.as_ptr() })
 }
 
+/// The value in the inner map of a slot, where it lies.
+macro_rules! found {
+    ($map:ident, $slot:expr, $key:expr) => {
+        match maps::$map.get($slot) {
+            Some(inner) => lookup(ptr::from_ref(inner).cast_mut().cast(), $key),
+            None => None,
+        }
+    };
+}
+
 /// The value in the inner map of a slot.
 macro_rules! inner {
     ($map:ident, $slot:expr, $key:expr) => {
-        match maps::$map.get($slot) {
-            Some(inner) => copied(lookup(ptr::from_ref(inner).cast_mut().cast(), $key)),
-            None => None,
-        }
+        copied(found!($map, $slot, $key))
     };
 }
 
@@ -135,20 +144,87 @@ pub struct Content {
     slot: u32,
 }
 
+/// A class where it lies in a slot's content, which nobody changes while packets look at it.
+#[derive(Clone, Copy)]
+pub struct Cells(NonNull<ClassCells>);
+
+impl Cells {
+    #[inline(always)]
+    fn present(&self) -> u64 {
+        // SAFETY: a whole map value that stays readable under RCU while the program runs.
+        unsafe { (*self.0.as_ptr()).present }
+    }
+}
+
+impl Class for Cells {
+    #[inline(always)]
+    fn filter(&self) -> u32 {
+        // SAFETY: as in `present`.
+        unsafe { (*self.0.as_ptr()).filter }
+    }
+
+    #[inline(always)]
+    fn back_filter(&self) -> u32 {
+        // SAFETY: as in `present`.
+        unsafe { (*self.0.as_ptr()).back_filter }
+    }
+}
+
+/// A cell where it lies.
+pub struct Cell(NonNull<RuleValue>);
+
+impl Borrow<RuleValue> for Cell {
+    #[inline(always)]
+    fn borrow(&self) -> &RuleValue {
+        // SAFETY: a whole map value that stays readable under RCU while the program runs, and nobody changes it.
+        unsafe { self.0.as_ref() }
+    }
+}
+
 impl PolicyLookup for Content {
+    type Class = Cells;
+    type Cell = Cell;
+
     #[inline(always)]
     fn endpoint(&self, endpoint: u32) -> Option<EndpointValue> {
         inner!(ENDPOINTS, self.slot, &endpoint)
     }
 
     #[inline(always)]
-    fn class(&self, key: &ClassKey) -> Option<ClassValue> {
-        inner!(CLASSES, self.slot, key)
+    fn class(&self, key: &ClassKey) -> Option<Cells> {
+        found!(CLASSES, self.slot, key).map(Cells)
     }
 
     #[inline(always)]
-    fn rule(&self, key: &RuleKey) -> Option<RuleValue> {
-        inner!(RULES, self.slot, key)
+    fn rule(&self, class: &Cells, protocol: u8, port: u16) -> Option<Cell> {
+        let present = class.present();
+        // SAFETY: as in `present`.
+        let number = unsafe { (*class.0.as_ptr()).class };
+        let mut key = RuleKey::lookup(number, protocol, port);
+        if present.wrapping_shr(cells::bit(protocol, key.port)) & 1 != 0 {
+            if let Some(cell) = found!(CELLS, self.slot, &key) {
+                return Some(Cell(cell));
+            }
+        }
+        if present & cells::RANGES != 0 {
+            if let Some(cell) = found!(RULES, self.slot, &key) {
+                return Some(Cell(cell));
+            }
+        }
+        if present & cells::PROTOCOLS != 0 {
+            key.prefix_len = RuleKey::ANY_PORT;
+            key.port = [0, 0];
+            if let Some(cell) = found!(CELLS, self.slot, &key) {
+                return Some(Cell(cell));
+            }
+        }
+        if present & cells::DEFAULT != 0 {
+            // SAFETY: a field of a whole map value.
+            return Some(Cell(unsafe {
+                NonNull::new_unchecked(&raw mut (*class.0.as_ptr()).default)
+            }));
+        }
+        None
     }
 
     #[inline(always)]
@@ -159,6 +235,32 @@ impl PolicyLookup for Content {
     #[inline(always)]
     fn failsafe(&self, key: &FailsafeKey) -> Option<FailsafeValue> {
         copied(lookup((&raw const maps::FAILSAFES).cast_mut().cast(), key))
+    }
+
+    #[inline(always)]
+    fn with_failsafe_key(
+        &self,
+        look: impl FnOnce(&mut FailsafeKey) -> FailsafeValue,
+    ) -> FailsafeValue {
+        match maps::SCRATCH.get_ptr_mut(0) {
+            // SAFETY: this CPU's own slot, and this part of it is used here only.
+            Some(scratch) => look(unsafe { &mut (*scratch).failsafe_key }),
+            None => FailsafeValue::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn failsafe_absent(&self, direction: Direction) -> u64 {
+        match maps::CONFIG.get(0) {
+            Some(config) => {
+                let [ingress, egress] = config.failsafe_absent;
+                match direction {
+                    Direction::Ingress => ingress,
+                    Direction::Egress => egress,
+                }
+            }
+            None => 0,
+        }
     }
 
     #[inline(always)]

@@ -5,9 +5,9 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use datapath::abi::{
-    AddrValue, ClassKey, ClassValue, Clock, Config, Counter, DenyKey, DenyValue, EndpointValue,
-    FailsafeValue, FilterValue, Flow4, Flow6, FragmentKey, FragmentValue, Key4, Key6, Loss,
-    RuleValue, Set4, Set6, Tables, tails,
+    AddrValue, ClassCells, ClassKey, Clock, Config, Counter, DenyKey, DenyValue, EndpointValue,
+    FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, FragmentKey, FragmentValue, Key4, Key6,
+    Loss, RuleKey, RuleValue, Set4, Set6, Tables, tails,
 };
 use datapath::drop_reason::DropReason;
 use datapath::packet::{V4, V6};
@@ -67,9 +67,13 @@ pub static ENDPOINTS: ArrayOfMaps<HashMap<u32, EndpointValue, INNER>, 2> = Array
 
 /// Classes of peers by slot.
 #[btf_map]
-pub static CLASSES: ArrayOfMaps<HashMap<ClassKey, ClassValue, INNER>, 2> = ArrayOfMaps::new();
+pub static CLASSES: ArrayOfMaps<HashMap<ClassKey, ClassCells, INNER>, 2> = ArrayOfMaps::new();
 
-/// Cells of classes by slot.
+/// Cells of classes by slot: single ports, whole protocols, and the rest.
+#[btf_map]
+pub static CELLS: ArrayOfMaps<HashMap<RuleKey, RuleValue, INNER>, 2> = ArrayOfMaps::new();
+
+/// Cells of port ranges by slot.
 #[btf_map]
 pub static RULES: ArrayOfMaps<LpmTrie<RuleData, RuleValue, INNER>, 2> = ArrayOfMaps::new();
 
@@ -150,6 +154,8 @@ pub struct Scratch {
     pub pad: u32,
     /// A denial's value.
     pub deny_value: DenyValue,
+    /// A failsafe's key.
+    pub failsafe_key: FailsafeKey,
 }
 
 /// One a CPU. Hooks run with bottom halves off, so no other packet uses it before this one is done.

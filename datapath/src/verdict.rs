@@ -1,25 +1,66 @@
 //! The verdict on one end of one new flow: the only implementation, run by kernel, agent, controller and CLI.
 
+use core::borrow::Borrow;
+
 use crate::abi::{
     AddrValue, ClassKey, ClassValue, EndpointValue, FailsafeKey, FailsafeValue, FilterValue,
-    RuleKey, RuleValue, addr_flags, failsafe_flags, filter_action, mode, rule_flags, verdict,
+    RuleKey, RuleValue, addr_flags, cells, failsafe_flags, filter_action, mode, rule_flags,
+    verdict,
 };
 use crate::drop_reason::DropReason;
 use crate::failsafe;
 use crate::ids::{Direction, Identity};
 
+/// A filter class that is not known: it has to be looked up.
+pub const ASK: u32 = u32::MAX;
+
+/// What a look-up of a class gave.
+pub trait Class: Copy {
+    /// Class in the filter trie; 0 when no filter speaks.
+    fn filter(&self) -> u32;
+    /// The filter class of the same peer in the other direction; [`ASK`] when it has to be looked up.
+    fn back_filter(&self) -> u32;
+}
+
+impl Class for ClassValue {
+    fn filter(&self) -> u32 {
+        self.filter
+    }
+
+    fn back_filter(&self) -> u32 {
+        ASK
+    }
+}
+
 /// "Look this up", in the content that counts for this packet.
 pub trait PolicyLookup {
+    /// What a class is.
+    type Class: Class;
+    /// What a cell is.
+    type Cell: Borrow<RuleValue>;
+
     /// The endpoint's mode.
     fn endpoint(&self, endpoint: u32) -> Option<EndpointValue>;
     /// The class of a peer.
-    fn class(&self, key: &ClassKey) -> Option<ClassValue>;
-    /// The cell of a class, by longest prefix.
-    fn rule(&self, key: &RuleKey) -> Option<RuleValue>;
+    fn class(&self, key: &ClassKey) -> Option<Self::Class>;
+    /// The cell of a class for a protocol and port, by longest prefix.
+    fn rule(&self, class: &Self::Class, protocol: u8, port: u16) -> Option<Self::Cell>;
     /// The filter cell, by longest prefix.
     fn filter(&self, key: &RuleKey) -> Option<FilterValue>;
     /// A configured failsafe, by longest prefix.
     fn failsafe(&self, key: &FailsafeKey) -> Option<FailsafeValue>;
+    /// Calls `look` with memory for a key. A method, because the kernel's stack has no room for one.
+    fn with_failsafe_key(
+        &self,
+        look: impl FnOnce(&mut FailsafeKey) -> FailsafeValue,
+    ) -> FailsafeValue {
+        look(&mut FailsafeKey::default())
+    }
+    /// Bits of [`cells::bit`] for which no failsafe is configured in this direction; 0 when that is not known.
+    fn failsafe_absent(&self, direction: Direction) -> u64 {
+        let _ = direction;
+        0
+    }
     /// Nanoseconds since boot; asked only when a cell has an expiry.
     fn boot_ns(&self) -> u64;
 }
@@ -72,6 +113,8 @@ pub struct Decision {
     pub draft_rule: u32,
     /// Seconds since boot at which it must be asked again; 0 = never.
     pub expiry: u32,
+    /// Filter class of the answers, or [`ASK`].
+    pub back_filter: u32,
 }
 
 impl Decision {
@@ -93,6 +136,7 @@ impl Decision {
             rule,
             draft_rule: rule,
             expiry: 0,
+            back_filter: ASK,
         }
     }
 
@@ -112,6 +156,7 @@ impl Decision {
             rule,
             draft_rule: rule,
             expiry: 0,
+            back_filter: ASK,
         }
     }
 }
@@ -163,13 +208,14 @@ fn by_policy<L: PolicyLookup>(lookup: &L, query: &Query, endpoint: EndpointValue
     let Some(class) = lookup.class(&key) else {
         return missing(endpoint);
     };
-    let Some(cell) = lookup.rule(&RuleKey::lookup(class.class, query.protocol, query.port)) else {
+    let Some(cell) = lookup.rule(&class, query.protocol, query.port) else {
         return missing(endpoint);
     };
-    let mut decision = from_cell(lookup, &cell);
-    if class.filter != 0
+    let mut decision = from_cell(lookup, cell.borrow());
+    decision.back_filter = class.back_filter();
+    if class.filter() != 0
         && let Some(filter) =
-            lookup.filter(&RuleKey::lookup(class.filter, query.protocol, query.port))
+            lookup.filter(&RuleKey::lookup(class.filter(), query.protocol, query.port))
         && filter.action & 0xff == filter_action::DENY
     {
         let enforced = filter.action & filter_action::ENFORCED != 0;
@@ -213,6 +259,7 @@ fn from_cell<L: PolicyLookup>(lookup: &L, cell: &RuleValue) -> Decision {
         rule: cell.rule,
         draft_rule: cell.draft_rule,
         expiry: 0,
+        back_filter: ASK,
     };
     if cell.expiry != 0 {
         if lookup.boot_ns() >= cell.expiry {
@@ -259,18 +306,35 @@ fn configured_failsafe<L: PolicyLookup>(lookup: &L, query: &Query) -> FailsafeVa
             rule: failsafe::DHCP_RULE,
         };
     }
-    let mut key = FailsafeKey {
-        prefix_len: 160,
-        direction: query.direction as u8,
-        protocol: query.protocol,
-        port: query.port.to_be_bytes(),
-        addr: query.peer_addr,
-    };
-    let mut found = lookup.failsafe(&key).unwrap_or_default();
-    key.port = [0, 0];
-    found = merge(found, lookup.failsafe(&key));
-    key.protocol = 0;
-    merge(found, lookup.failsafe(&key))
+    let absent = lookup.failsafe_absent(query.direction);
+    let is_absent = |protocol, port| absent.wrapping_shr(cells::bit(protocol, port)) & 1 != 0;
+    let port = query.port.to_be_bytes();
+    let exact = !is_absent(query.protocol, port);
+    let protocol = !is_absent(query.protocol, [0, 0]);
+    let peer = !is_absent(0, [0, 0]);
+    if !(exact || protocol || peer) {
+        return FailsafeValue::default();
+    }
+    lookup.with_failsafe_key(|key| {
+        key.prefix_len = 160;
+        key.direction = query.direction as u8;
+        key.protocol = query.protocol;
+        key.port = port;
+        key.addr = query.peer_addr;
+        let mut found = FailsafeValue::default();
+        if exact {
+            found = lookup.failsafe(key).unwrap_or_default();
+        }
+        key.port = [0, 0];
+        if protocol {
+            found = merge(found, lookup.failsafe(key));
+        }
+        key.protocol = 0;
+        if peer {
+            found = merge(found, lookup.failsafe(key));
+        }
+        found
+    })
 }
 
 #[inline(always)]
@@ -285,24 +349,31 @@ fn merge(found: FailsafeValue, other: Option<FailsafeValue>) -> FailsafeValue {
     }
 }
 
-/// Whether the stateless filter drops packets of this tuple, and whether the mode enforces it.
+/// Whether the stateless filter drops packets of this tuple, and whether the mode enforces it. `filter` is the tuple's
+/// filter class or [`ASK`].
 #[inline(always)]
-pub fn filtered<L: PolicyLookup>(lookup: &L, query: &Query) -> bool {
+pub fn filtered<L: PolicyLookup>(lookup: &L, query: &Query, filter: u32) -> bool {
+    if filter != ASK {
+        return filter != 0 && filters(lookup, filter, query);
+    }
     let key = ClassKey {
         endpoint: query.endpoint,
         identity: query.peer.identity,
         direction: query.direction as u32,
     };
     match lookup.class(&key) {
-        Some(class) if class.filter != 0 => {
-            match lookup.filter(&RuleKey::lookup(class.filter, query.protocol, query.port)) {
-                Some(value) => {
-                    value.action & 0xff == filter_action::DENY
-                        && value.action & filter_action::ENFORCED != 0
-                }
-                None => false,
-            }
+        Some(class) => class.filter() != 0 && filters(lookup, class.filter(), query),
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn filters<L: PolicyLookup>(lookup: &L, filter: u32, query: &Query) -> bool {
+    match lookup.filter(&RuleKey::lookup(filter, query.protocol, query.port)) {
+        Some(value) => {
+            value.action & 0xff == filter_action::DENY
+                && value.action & filter_action::ENFORCED != 0
         }
-        _ => false,
+        None => false,
     }
 }

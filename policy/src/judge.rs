@@ -100,6 +100,9 @@ struct Tables<'a> {
 }
 
 impl PolicyLookup for Tables<'_> {
+    type Class = ClassValue;
+    type Cell = RuleValue;
+
     fn endpoint(&self, endpoint: u32) -> Option<EndpointValue> {
         let own = |own: &&Endpoint| own.id == endpoint;
         self.snapshot
@@ -122,12 +125,8 @@ impl PolicyLookup for Tables<'_> {
             })
     }
 
-    fn rule(&self, key: &RuleKey) -> Option<RuleValue> {
-        let cell = self.index.rule(
-            ClassId(key.class),
-            key.protocol,
-            u16::from_be_bytes(key.port),
-        )?;
+    fn rule(&self, class: &ClassValue, protocol: u8, port: u16) -> Option<RuleValue> {
+        let cell = self.index.rule(ClassId(class.class), protocol, port)?;
         let number = |allow: bool| if allow { verdict::ALLOW } else { verdict::DENY };
         let flag = |set: bool, bit: u8| if set { bit } else { 0 };
         let after = cell.after.unwrap_or(cell.enforced);

@@ -646,6 +646,8 @@ pub fn datapath_config(config: &Config, hz: u32) -> datapath::abi::Config {
         deny_interval: u32::try_from(interval).unwrap_or(u32::MAX / 4),
         timeouts: config.timeouts(hz),
         hz,
+        // The kernel's side knows which are configured.
+        failsafe_absent: [0; 2],
     }
 }
 

@@ -1,4 +1,4 @@
-//! One complete policy content as the kernel holds it: eight tables of raw keys and values.
+//! One complete policy content as the kernel holds it: tables of raw keys and values.
 //!
 //! Keys and values lie one after the other, sorted by key, so that they go to the kernel in batches as they
 //! are and compare by `==` with what is read back.
@@ -25,15 +25,17 @@ pub enum Part {
     Endpoints,
     /// Classes.
     Classes,
-    /// Rules.
+    /// Rules: in the kernel those of port ranges.
     Rules,
     /// Filters.
     Filters,
+    /// All other rules in the kernel (see `shape`); empty elsewhere.
+    Cells,
 }
 
 impl Part {
     /// Every part.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Addr4,
         Self::Addr6,
         Self::Cidr4,
@@ -42,6 +44,7 @@ impl Part {
         Self::Classes,
         Self::Rules,
         Self::Filters,
+        Self::Cells,
     ];
 
     /// Name of the outer map.
@@ -56,6 +59,7 @@ impl Part {
             Self::Classes => maps::CLASSES,
             Self::Rules => maps::RULES,
             Self::Filters => maps::FILTERS,
+            Self::Cells => maps::CELLS,
         }
     }
 
@@ -69,15 +73,26 @@ impl Part {
             Self::Cidr6 => (size_of::<abi::Cidr6Key>(), size_of::<abi::AddrValue>()),
             Self::Endpoints => (4, size_of::<abi::EndpointValue>()),
             Self::Classes => (size_of::<abi::ClassKey>(), size_of::<abi::ClassValue>()),
-            Self::Rules => (size_of::<abi::RuleKey>(), size_of::<abi::RuleValue>()),
+            Self::Rules | Self::Cells => (size_of::<abi::RuleKey>(), size_of::<abi::RuleValue>()),
             Self::Filters => (size_of::<abi::RuleKey>(), size_of::<abi::FilterValue>()),
+        }
+    }
+
+    /// Size of keys and values in the kernel.
+    #[must_use]
+    pub(crate) const fn kernel_sizes(self) -> (usize, usize) {
+        match self {
+            Self::Classes => (size_of::<abi::ClassKey>(), size_of::<abi::ClassCells>()),
+            other => other.sizes(),
         }
     }
 
     /// Kernel map type and flags of the inner map.
     pub(crate) const fn kind(self) -> (u32, u32) {
         match self {
-            Self::Addr4 | Self::Addr6 | Self::Endpoints | Self::Classes => (sys::TYPE_HASH, 0),
+            Self::Addr4 | Self::Addr6 | Self::Endpoints | Self::Classes | Self::Cells => {
+                (sys::TYPE_HASH, 0)
+            }
             Self::Cidr4 | Self::Cidr6 | Self::Rules | Self::Filters => {
                 (sys::TYPE_LPM_TRIE, sys::F_NO_PREALLOC)
             }
@@ -104,6 +119,13 @@ impl Flat {
             keys: Vec::new(),
             values: Vec::new(),
         }
+    }
+
+    /// An empty table of a part.
+    #[must_use]
+    pub const fn of(part: Part) -> Self {
+        let (key, value) = part.sizes();
+        Self::new(key, value)
     }
 
     /// Appends raw bytes; what does not fit the sizes is ignored (the caller's types fix them).
@@ -179,16 +201,13 @@ impl Flat {
 /// Everything that one slot holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
-    parts: [Flat; 8],
+    parts: [Flat; 9],
 }
 
 impl Default for Content {
     fn default() -> Self {
         Self {
-            parts: Part::ALL.map(|part| {
-                let (key, value) = part.sizes();
-                Flat::new(key, value)
-            }),
+            parts: Part::ALL.map(Flat::of),
         }
     }
 }
@@ -229,6 +248,10 @@ impl Content {
         let mut hasher = Sha256::new();
         for part in Part::ALL {
             let flat = self.part(part);
+            // Only a content in the kernel's shape has cells apart; the others' digests do not know of them.
+            if part == Part::Cells && flat.is_empty() {
+                continue;
+            }
             hasher.update(part.map());
             hasher.update(u64::try_from(flat.len()).unwrap_or(u64::MAX).to_le_bytes());
             hasher.update(flat.keys());

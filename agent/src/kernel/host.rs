@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use datapath::abi::{
     ActiveWord, Clock, Config, Counter, DenyKey, DenyValue, FailsafeKey, FailsafeValue, Flow4,
-    Flow6, FragmentKey, FragmentValue, Loss, SLOTS, Tables, maps, panic, tool,
+    Flow6, FragmentKey, FragmentValue, Loss, SLOTS, Tables, cells, maps, panic, tool,
 };
 use datapath::drop_reason::DropReason;
 use datapath::packet::{V4, V6};
@@ -22,6 +22,7 @@ use super::loader::{self, CLOCK, Pins, Programs, REAP, SEED, TableSizes, TimeSou
 use super::map::RawMap;
 use super::mapping::Mapping;
 use super::pins::{PinDir, PinState};
+use super::shape::{shape, unshape};
 use super::sys::{self, TestRun};
 use super::table::{ActiveCell, PerCpu, Table, bytes_of};
 use super::{KernelError, Result};
@@ -187,7 +188,8 @@ impl OfflineKernel {
     /// # Errors
     /// When the map cannot be written.
     pub fn set_config(&self, mut config: Config) -> Result<()> {
-        config.panic = self.config()?.panic;
+        let now = self.config()?;
+        (config.panic, config.failsafe_absent) = (now.panic, now.failsafe_absent);
         self.config
             .set(&0, &config)
             .map_err(KernelError::map(maps::CONFIG, "write"))
@@ -247,6 +249,8 @@ impl OfflineKernel {
         wanted: &BTreeMap<Vec<u8>, (FailsafeKey, FailsafeValue)>,
     ) -> Result<()> {
         let write = || KernelError::map(maps::FAILSAFES, "write");
+        // Whoever looks for one between here and the end looks at everything that is there.
+        self.set_failsafe_absent([0, 0])?;
         for (key, value) in wanted.values() {
             self.failsafes.set(key, value).map_err(write())?;
         }
@@ -271,7 +275,7 @@ impl OfflineKernel {
                 .iter()
                 .all(|(key, value)| wanted.get(key).is_some_and(|(_, meant)| meant == value));
         if fits {
-            Ok(())
+            self.set_failsafe_absent(absent_failsafes(wanted.values().map(|(key, _)| key)))
         } else {
             Err(KernelError::ReadBack {
                 slot: 0,
@@ -282,6 +286,14 @@ impl OfflineKernel {
         }
     }
 
+    fn set_failsafe_absent(&self, absent: [u64; 2]) -> Result<()> {
+        let mut config = self.config()?;
+        config.failsafe_absent = absent;
+        self.config
+            .set(&0, &config)
+            .map_err(KernelError::map(maps::CONFIG, "write"))
+    }
+
     /// Puts a content into a slot that no packet looks at, and gives the digest of what was read back.
     /// Nothing is installed unless every table was read back as it was meant.
     ///
@@ -289,16 +301,17 @@ impl OfflineKernel {
     /// When a map cannot be made, filled or read, or differs.
     pub fn fill(&self, slot: u32, content: &Content) -> Result<[u8; 32]> {
         let mut inner = Vec::new();
+        let shaped = shape(content);
         let mut read_back = Content::default();
         for part in Part::ALL {
-            let map = build(part, content.part(part))?;
+            let map = build(part, shaped.part(part))?;
             let read = read_map(&map, part)?;
-            if read != *content.part(part) {
+            if read != *shaped.part(part) {
                 return Err(KernelError::ReadBack {
                     slot,
                     map: part.map(),
                     read: read.len(),
-                    written: content.part(part).len(),
+                    written: shaped.part(part).len(),
                 });
             }
             *read_back.part_mut(part) = read;
@@ -323,7 +336,7 @@ impl OfflineKernel {
             }
         });
         match failed.into_inner() {
-            Ok(None) => Ok(read_back.digest()),
+            Ok(None) => Ok(unshape(&read_back).digest()),
             Ok(Some(error)) => Err(error),
             Err(_) => Err(KernelError::system("installing a slot")(
                 io::ErrorKind::Other.into(),
@@ -368,7 +381,7 @@ impl OfflineKernel {
             };
             *content.part_mut(part) = read_map(&inner, part)?;
         }
-        Ok(Some(content))
+        Ok(Some(unshape(&content)))
     }
 
     /// Counters of the whole host.
@@ -622,13 +635,24 @@ fn prepare_tables(dir: &PinDir, sizes: TableSizes) -> Result<()> {
         .map_err(KernelError::map(maps::TABLES, "write"))
 }
 
+/// [`Config::failsafe_absent`] where these failsafes are configured and no others.
+fn absent_failsafes<'a>(keys: impl Iterator<Item = &'a FailsafeKey>) -> [u64; 2] {
+    let mut present = [0u64; 2];
+    for key in keys {
+        if let Some(bits) = present.get_mut(usize::from(key.direction)) {
+            *bits |= 1 << cells::bit(key.protocol, key.port);
+        }
+    }
+    present.map(|bits| !bits)
+}
+
 /// The bytes of a key, to be used as a key of an ordered map.
 pub(crate) fn content_key<K: aya::Pod>(key: &K) -> Vec<u8> {
     bytes_of(key).to_vec()
 }
 
 fn build(part: Part, flat: &Flat) -> Result<RawMap> {
-    let (key, value) = part.sizes();
+    let (key, value) = part.kernel_sizes();
     let (kind, flags) = part.kind();
     let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
     let map = RawMap::create(
@@ -646,7 +670,7 @@ fn build(part: Part, flat: &Flat) -> Result<RawMap> {
 }
 
 fn read_map(map: &RawMap, part: Part) -> Result<Flat> {
-    let (key, value) = part.sizes();
+    let (key, value) = part.kernel_sizes();
     let mut flat = Flat::new(key, value);
     map.for_each(&mut |key, value| flat.push_raw(key, value))
         .map_err(KernelError::map(part.map(), "read back"))?;

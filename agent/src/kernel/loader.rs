@@ -216,7 +216,7 @@ fn pin_outer_maps(dir: &PinDir) -> Result<()> {
         if path.exists() {
             continue;
         }
-        let (key, value) = part.sizes();
+        let (key, value) = part.kernel_sizes();
         let (kind, flags) = part.kind();
         let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
         let outer = RawMap::create(kind, part.map(), size(key), size(value), 1, flags)

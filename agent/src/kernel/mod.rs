@@ -21,6 +21,7 @@ pub mod netns;
 pub mod pins;
 pub mod replay;
 pub mod ring;
+mod shape;
 pub mod sockdiag;
 pub mod sockowner;
 mod sys;

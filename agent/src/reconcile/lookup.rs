@@ -107,6 +107,9 @@ fn longest<V: Copy>(table: &HashMap<(u32, u32, u8, [u8; 2]), V>, key: &RuleKey) 
 }
 
 impl PolicyLookup for Lookup {
+    type Class = ClassValue;
+    type Cell = RuleValue;
+
     fn endpoint(&self, endpoint: u32) -> Option<EndpointValue> {
         self.endpoints.get(&endpoint).copied()
     }
@@ -117,8 +120,8 @@ impl PolicyLookup for Lookup {
             .copied()
     }
 
-    fn rule(&self, key: &RuleKey) -> Option<RuleValue> {
-        longest(&self.rules, key)
+    fn rule(&self, class: &ClassValue, protocol: u8, port: u16) -> Option<RuleValue> {
+        longest(&self.rules, &RuleKey::lookup(class.class, protocol, port))
     }
 
     fn filter(&self, key: &RuleKey) -> Option<FilterValue> {

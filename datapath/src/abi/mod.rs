@@ -16,7 +16,7 @@ pub use policy::*;
 pub use record::*;
 
 /// Version of every layout in this crate; part of the pin path and of the record header.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Number of policy content slots; a flip of [`ActiveWord`] selects one.
 pub const SLOTS: u32 = 2;
@@ -37,9 +37,11 @@ pub mod maps {
     pub const CIDR6: &str = "CIDR6";
     /// Slot → hash of endpoint → [`super::EndpointValue`].
     pub const ENDPOINTS: &str = "ENDPOINTS";
-    /// Slot → hash of [`super::ClassKey`] → [`super::ClassValue`].
+    /// Slot → hash of [`super::ClassKey`] → [`super::ClassCells`].
     pub const CLASSES: &str = "CLASSES";
-    /// Slot → trie of [`super::RuleKey`] → [`super::RuleValue`].
+    /// Slot → hash of [`super::RuleKey`] → [`super::RuleValue`]: single ports, whole protocols, and the rest.
+    pub const CELLS: &str = "CELLS";
+    /// Slot → trie of [`super::RuleKey`] → [`super::RuleValue`]: port ranges.
     pub const RULES: &str = "RULES";
     /// Slot → trie of [`super::RuleKey`] → [`super::FilterValue`].
     pub const FILTERS: &str = "FILTERS";
@@ -225,6 +227,9 @@ pub struct Config {
     pub timeouts: [u32; 16],
     /// Kernel ticks per second.
     pub hz: u32,
+    /// By [`crate::ids::Direction`]: bits of [`cells::bit`] of protocols and ports (0 as in the key) for which no
+    /// failsafe is configured, so that none is looked for. 0 looks for all.
+    pub failsafe_absent: [u64; 2],
 }
 
 /// Values of [`Config::panic`].
@@ -368,13 +373,14 @@ pub struct Set6 {
 
 const _: () = {
     assert!(size_of::<ActiveWord>() == 8);
-    assert!(size_of::<Config>() == 20 + 64 + 4);
+    assert!(size_of::<Config>() == 20 + 64 + 4 + 16);
     assert!(size_of::<AddrValue>() == 8);
     assert!(size_of::<Cidr4Key>() == 8);
     assert!(size_of::<Cidr6Key>() == 20);
     assert!(size_of::<EndpointValue>() == 8);
     assert!(size_of::<ClassKey>() == 12);
     assert!(size_of::<ClassValue>() == 8);
+    assert!(size_of::<ClassCells>() == 56);
     assert!(size_of::<RuleKey>() == 12);
     assert!(size_of::<RuleValue>() == 32);
     assert!(offset_of!(RuleValue, pad2) == 28);
@@ -416,6 +422,7 @@ mod pod {
         EndpointValue,
         ClassKey,
         ClassValue,
+        ClassCells,
         RuleKey,
         RuleValue,
         FilterValue,

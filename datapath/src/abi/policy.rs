@@ -82,6 +82,45 @@ pub struct ClassValue {
     pub filter: u32,
 }
 
+/// What the kernel keeps of a class: a [`ClassValue`], and enough of its cells to leave out look-ups that would find nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct ClassCells {
+    /// Class of the cells.
+    pub class: u32,
+    /// Class in the filter trie; 0 when no filter speaks.
+    pub filter: u32,
+    /// The filter class of the same peer in the other direction.
+    pub back_filter: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Bits of [`cells`].
+    pub present: u64,
+    /// The cell that leaves protocol and port open; counts if [`cells::DEFAULT`] is set.
+    pub default: RuleValue,
+}
+
+/// Bits of [`ClassCells::present`].
+pub mod cells {
+    /// How many of the low bits say which single ports have a cell ([`bit`]).
+    pub const PORTS: u32 = 60;
+    /// The class has cells of port ranges: they are in the trie.
+    pub const RANGES: u64 = 1 << 60;
+    /// The class has cells of whole protocols.
+    pub const PROTOCOLS: u64 = 1 << 61;
+    /// [`super::ClassCells::default`] is a cell.
+    pub const DEFAULT: u64 = 1 << 62;
+
+    /// The bit that stands for a protocol and port; others share it. Below [`PORTS`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn bit(protocol: u8, port: [u8; 2]) -> u32 {
+        let [high, low] = port;
+        let word = u32::from_be_bytes([0, protocol, high, low]).wrapping_mul(0x9e37_79b1);
+        ((word >> 16) * PORTS) >> 16
+    }
+}
+
 /// LPM key of a rule: class, then protocol, then port, so that protocol and port can be left open by
 /// prefix length. For ICMP the port is type × 256 + code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -331,7 +331,8 @@ pub fn decide_now<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, panic_clos
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn filter_back<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) {
     let policy = env.policy(w.now.slot);
-    w.back_filtered = crate::verdict::filtered(&policy, &reply_query(&w.query));
+    w.back_filtered =
+        crate::verdict::filtered(&policy, &reply_query(&w.query), w.decision.back_filter);
 }
 
 #[inline(always)]

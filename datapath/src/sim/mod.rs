@@ -372,6 +372,9 @@ impl SlotView<'_> {
 }
 
 impl PolicyLookup for SlotView<'_> {
+    type Class = ClassValue;
+    type Cell = RuleValue;
+
     fn endpoint(&self, endpoint: u32) -> Option<EndpointValue> {
         self.content()?.endpoints.get(&endpoint).copied()
     }
@@ -383,8 +386,9 @@ impl PolicyLookup for SlotView<'_> {
             .copied()
     }
 
-    fn rule(&self, key: &RuleKey) -> Option<RuleValue> {
-        Content::longest(&self.content()?.rules, key)
+    fn rule(&self, class: &ClassValue, protocol: u8, port: u16) -> Option<RuleValue> {
+        let key = RuleKey::lookup(class.class, protocol, port);
+        Content::longest(&self.content()?.rules, &key)
     }
 
     fn filter(&self, key: &RuleKey) -> Option<FilterValue> {
