@@ -150,7 +150,8 @@ impl<S: Slots, C: Clock> Engine<S, C> {
         let intent = self
             .intent
             .take()
-            .filter(|intent| intent.boot_id == self.boot_id && intent.is_in(word));
+            .filter(|intent| intent.boot_id == self.boot_id)
+            .and_then(|intent| intent.selected_by(word));
         let Some(mut intent) = intent else {
             self.store.clear_intent()?;
             let digest = self.good.as_ref().map(|good| good.digest.clone());
@@ -299,6 +300,7 @@ impl<S: Slots, C: Clock> Engine<S, C> {
             deadline,
             boot_id: self.boot_id.clone(),
             held: false,
+            replaces: None,
             stored,
         }
     }
@@ -337,11 +339,12 @@ impl<S: Slots, C: Clock> Engine<S, C> {
     ) -> Result<Applied, ApplyError> {
         let waiting = self.intent.clone();
         let held = ActiveWord::committed(word.generation(), word.slot());
-        if let Some(waiting) = &waiting {
-            self.store.set_intent(&Intent {
-                held: true,
-                ..waiting.clone()
-            })?;
+        let replaced = waiting.clone().map(|waiting| Intent {
+            held: true,
+            ..waiting
+        });
+        if let Some(replaced) = &replaced {
+            self.store.set_intent(replaced)?;
         }
         self.slots.exchange(word, held)?;
         let time = self.timebase();
@@ -369,6 +372,7 @@ impl<S: Slots, C: Clock> Engine<S, C> {
         }
         self.store.set_intent(&Intent {
             held: intent.deadline.is_some(),
+            replaces: replaced.map(Box::new),
             ..intent.clone()
         })?;
         self.slots.exchange(held, first)?;

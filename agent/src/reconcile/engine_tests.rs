@@ -9,7 +9,7 @@ use super::change::*;
 use super::engine::Engine;
 use super::failsafes::Failsafe;
 use super::plan::Limits;
-use super::store::Store;
+use super::store::{Intent, Store, Stored};
 use crate::kernel::KernelError;
 use crate::kernel::content::Content;
 use datapath::abi::ActiveWord;
@@ -407,6 +407,43 @@ fn a_crash_between_the_write_and_its_record_is_put_right() {
         6
     );
     assert_eq!(again.active().expect("active").revision(), 6);
+}
+
+#[test]
+fn a_crash_before_a_waiting_change_is_replaced_leaves_it_waiting() {
+    let host = Host::new();
+    let mut engine = host.armed();
+    engine.apply(Push::now(snapshot(5, 3))).expect("apply");
+    engine.apply(pending(6, 4)).expect("apply");
+    let waiting = host.fake.word();
+    engine.apply(pending(7, 5)).expect("apply");
+    // As after a crash just before the word was to select the third: it says "final" of the second.
+    let store = Store::open(host.dir.path()).expect("store");
+    let third = store.intent().expect("it waits");
+    let held = ActiveWord::committed(waiting.generation(), waiting.slot());
+    store
+        .set_intent(&Intent {
+            held: true,
+            replaces: Some(Box::new(Intent {
+                stored: Stored::new(snapshot(6, 4)),
+                generation: waiting.generation(),
+                slot: waiting.slot(),
+                held: true,
+                ..third.clone()
+            })),
+            ..third
+        })
+        .expect("write");
+    host.fake.0.word.set(held.0);
+    let mut again = host.engine();
+    again.start(&endpoints()).expect("start");
+    assert_eq!(again.active().expect("active").revision(), 6);
+    assert_eq!(host.fake.word(), waiting);
+    host.fake.0.now.set(waiting.deadline() + 1);
+    assert_eq!(
+        again.tick().expect("tick"),
+        [Notice::FellBack { from: 6, to: 5 }]
+    );
 }
 
 fn good(engine: &Engine<Fake, Fake>) -> Snapshot {

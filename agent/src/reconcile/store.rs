@@ -87,9 +87,34 @@ pub struct Intent {
     /// The word says "final" only because the fall-back slot is being refilled: a crash in between must
     /// not make the change final.
     pub held: bool,
+    /// The waiting content in whose place it is about to come, until the word selects it: a crash in between must
+    /// not forget that nobody confirmed that one.
+    #[serde(default)]
+    pub replaces: Option<Box<Intent>>,
 }
 
 impl Intent {
+    /// This content, or the one it was to replace: whichever the word selects.
+    #[must_use]
+    pub fn selected_by(self, word: ActiveWord) -> Option<Self> {
+        if self.is_in(word) {
+            Some(Self {
+                replaces: None,
+                ..self
+            })
+        } else {
+            (*self.replaces?).selected_by(word)
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        hex::encode(self.stored.snapshot.digest()) == self.stored.digest
+            && self
+                .replaces
+                .as_ref()
+                .is_none_or(|waiting| waiting.is_whole())
+    }
+
     /// Whether the word selects this content. The panic switch moves the generation on, by two and in place.
     #[must_use]
     pub const fn is_in(&self, word: ActiveWord) -> bool {
@@ -187,9 +212,7 @@ impl Store {
     #[must_use]
     pub fn intent(&self) -> Option<Intent> {
         match self.read::<Intent>("intent.json") {
-            Ok(intent) => intent.filter(|intent| {
-                hex::encode(intent.stored.snapshot.digest()) == intent.stored.digest
-            }),
+            Ok(intent) => intent.filter(Intent::is_whole),
             Err(error) => {
                 tracing::warn!(%error, "the unconfirmed content on disk cannot be read");
                 None

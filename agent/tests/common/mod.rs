@@ -264,23 +264,27 @@ impl Lab {
         command
     }
 
-    /// Starts an agent without waiting for it.
-    pub(crate) fn spawn(&mut self) {
+    /// What starts an agent, its output in the log.
+    pub(crate) fn command(&self) -> Command {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.dir.path().join("log"))
             .expect("log");
-        let child = self
-            .program()
+        let mut command = self.program();
+        command
             .arg("--config")
             .arg(self.config())
             .arg("run")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log"))
-            .stderr(log)
-            .spawn()
-            .expect("agent starts");
+            .stderr(log);
+        command
+    }
+
+    /// Starts an agent without waiting for it.
+    pub(crate) fn spawn(&mut self) {
+        let child = self.command().spawn().expect("agent starts");
         self.agents.push(child);
     }
 
@@ -312,6 +316,18 @@ impl Lab {
                 .iter_mut()
                 .all(|agent| !matches!(agent.try_wait(), Ok(None)))
         });
+    }
+
+    /// As if there had never been an agent: its pins and its state are gone. None may run.
+    pub(crate) fn forget(&self) {
+        for dir in [self.pin.clone(), self.dir.path().join("state")] {
+            match std::fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    panic!("{}: {error}", dir.display())
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Runs an operator's verb.
@@ -372,6 +388,26 @@ impl Lab {
     pub(crate) fn connect(&self, to: IpAddr, port: u16) -> io::Result<TcpStream> {
         in_namespace(&self.peer, || {
             TcpStream::connect_timeout(&SocketAddr::new(to, port), brief())
+        })
+    }
+
+    /// A SYN from the peer; whoever answers it, nobody waits.
+    pub(crate) fn knock(&self, to: IpAddr, port: u16) -> std::os::fd::OwnedFd {
+        use nix::sys::socket::{
+            AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket,
+        };
+        in_namespace(&self.peer, || {
+            let family = match to {
+                IpAddr::V4(_) => AddressFamily::Inet,
+                IpAddr::V6(_) => AddressFamily::Inet6,
+            };
+            let fd =
+                socket(family, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).expect("socket");
+            let to = SockaddrStorage::from(SocketAddr::new(to, port));
+            match connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &to) {
+                Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => fd,
+                Err(errno) => panic!("connect: {errno}"),
+            }
         })
     }
 
