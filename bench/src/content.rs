@@ -82,7 +82,7 @@ fn snapshot(rules: u32) -> Snapshot {
     snapshot
 }
 
-fn bind(snapshot: &mut Snapshot, addr: IpAddr, identity: u32, local: bool) {
+pub(crate) fn bind(snapshot: &mut Snapshot, addr: IpAddr, identity: u32, local: bool) {
     snapshot.addresses.push(AddressBinding {
         net: IpNet::from(addr),
         identity,
@@ -91,7 +91,7 @@ fn bind(snapshot: &mut Snapshot, addr: IpAddr, identity: u32, local: bool) {
     });
 }
 
-fn classes(snapshot: &mut Snapshot, identity: u32, class: u32, filter: u32) {
+pub(crate) fn classes(snapshot: &mut Snapshot, identity: u32, class: u32, filter: u32) {
     for (direction, class) in [
         (FlowDirection::Ingress, class),
         (FlowDirection::Egress, CLOSED_CLASS),
@@ -114,7 +114,7 @@ const fn port(port: u16) -> PortPrefix {
     }
 }
 
-const fn cell(class: u32, ports: PortPrefix, verdict: CellVerdict) -> RuleCell {
+pub(crate) const fn cell(class: u32, ports: PortPrefix, verdict: CellVerdict) -> RuleCell {
     RuleCell {
         class,
         ports,
@@ -129,7 +129,7 @@ const fn cell(class: u32, ports: PortPrefix, verdict: CellVerdict) -> RuleCell {
     }
 }
 
-const fn closed(class: u32) -> RuleCell {
+pub(crate) const fn closed(class: u32) -> RuleCell {
     let verdict = CellVerdict {
         allow: false,
         rule: 1,

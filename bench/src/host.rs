@@ -21,7 +21,7 @@ use crate::frames::{Family, PEERS, SERVICE, Segment, frame};
 use crate::programs::{self, End, Order, PASSED, Rewrite};
 use crate::sys;
 
-const BPFFS: &str = "/sys/fs/bpf";
+pub(crate) const BPFFS: &str = "/sys/fs/bpf";
 /// Packets between two emptyings of the ring: their notices fit into it.
 pub(crate) const RING_ROOM: u32 = 16_384;
 

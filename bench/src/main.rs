@@ -13,6 +13,7 @@ mod measure;
 mod programs;
 mod report;
 mod smp;
+mod stack;
 mod sys;
 mod tables;
 
@@ -42,6 +43,8 @@ struct Cli {
 enum What {
     /// Nanoseconds a packet by test runs, memory and reading of the flow tables.
     Datapath(Args),
+    /// The whole way of a packet, beside no firewall and nftables.
+    Stack(stack::Args),
 }
 
 #[derive(clap::Args)]
@@ -67,10 +70,11 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let Cli {
-        what: What::Datapath(args),
-    } = Cli::parse();
-    match datapath(&args) {
+    let outcome = match Cli::parse().what {
+        What::Datapath(args) => datapath(&args),
+        What::Stack(args) => stack::run(&args),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");

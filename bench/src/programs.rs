@@ -33,10 +33,15 @@ impl AsFd for Program {
 
 /// A program that does nothing: what a test run itself costs.
 pub(crate) fn empty() -> io::Result<Program> {
+    constant("empty", PASSED)
+}
+
+/// A program that only returns this.
+pub(crate) fn constant(name: &str, result: u32) -> io::Result<Program> {
     let mut asm = Asm::default();
-    asm.exit(PASSED);
+    asm.exit(result);
     Ok(Program {
-        fd: sys::load("empty", asm.insns())?,
+        fd: sys::load(name, asm.insns())?,
         _maps: Vec::new(),
     })
 }
@@ -52,7 +57,7 @@ fn mix(value: u32) -> u32 {
 }
 
 /// `register = mix(register)`; `scratch` is overwritten.
-fn emit_mix(asm: &mut Asm, register: u8, scratch: u8) {
+pub(crate) fn emit_mix(asm: &mut Asm, register: u8, scratch: u8) {
     for (shift, factor) in [(16, Some(0x7feb_352d)), (15, Some(0x846c_a68b)), (16, None)] {
         asm.op_reg(Op::Mov, scratch, register)
             .op(Op::Shr, scratch, shift)
@@ -64,7 +69,13 @@ fn emit_mix(asm: &mut Asm, register: u8, scratch: u8) {
 }
 
 /// `dst` = the number of this run; `pointer` holds the counter's address afterwards, `scratch` is overwritten.
-fn emit_count(asm: &mut Asm, counter: BorrowedFd<'_>, dst: u8, pointer: u8, scratch: u8) {
+pub(crate) fn emit_count(
+    asm: &mut Asm,
+    counter: BorrowedFd<'_>,
+    dst: u8,
+    pointer: u8,
+    scratch: u8,
+) {
     asm.map_value(pointer, counter)
         .load(Width::Double, dst, pointer, 0)
         .copy(scratch, dst)

@@ -14,9 +14,19 @@ const MAP_UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
 const OBJ_GET: libc::c_long = 7;
 const PROG_TEST_RUN: libc::c_long = 10;
+const LINK_CREATE: libc::c_long = 28;
+
+/// `BPF_TCX_INGRESS`.
+pub(crate) const TCX_INGRESS: u32 = 46;
+/// `BPF_TCX_EGRESS`.
+pub(crate) const TCX_EGRESS: u32 = 47;
 
 /// `BPF_PROG_TYPE_SCHED_CLS`.
 const SCHED_CLS: u32 = 3;
+/// `BPF_PROG_TYPE_XDP`.
+const XDP: u32 = 6;
+/// `BPF_F_TEST_XDP_LIVE_FRAMES`.
+const LIVE_FRAMES: u32 = 2;
 
 /// `BPF_MAP_TYPE_HASH`.
 pub(crate) const HASH: u32 = 1;
@@ -121,9 +131,18 @@ struct ProgLoad {
 
 /// Loads a classifier; an error carries the verifier's words.
 pub(crate) fn load(name: &str, insns: &[Insn]) -> io::Result<OwnedFd> {
+    load_kind(SCHED_CLS, name, insns)
+}
+
+/// Loads an XDP program; an error carries the verifier's words.
+pub(crate) fn load_xdp(name: &str, insns: &[Insn]) -> io::Result<OwnedFd> {
+    load_kind(XDP, name, insns)
+}
+
+fn load_kind(kind: u32, name: &str, insns: &[Insn]) -> io::Result<OwnedFd> {
     let mut log = vec![0u8; 1 << 16];
     let mut attr = ProgLoad {
-        kind: SCHED_CLS,
+        kind,
         count: length(insns.len())?,
         insns: insns.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
@@ -236,6 +255,52 @@ pub(crate) fn test_run(prog: BorrowedFd<'_>, frame: &[u8], runs: u32) -> io::Res
         took: start.elapsed(),
         runs,
     })
+}
+
+/// The fields of `BPF_LINK_CREATE` that TCX looks at (include/uapi/linux/bpf.h).
+#[repr(C)]
+struct LinkCreate {
+    prog: u32,
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    revision: u64,
+}
+
+/// Puts a program on a TCX hook of a device in the caller's network namespace (Linux 6.6 and later); it stays while the
+/// link is open.
+pub(crate) fn link_tcx(prog: BorrowedFd<'_>, ifindex: u32, hook: u32) -> io::Result<OwnedFd> {
+    owned(bpf(
+        LINK_CREATE,
+        &mut LinkCreate {
+            prog: raw(prog),
+            ifindex,
+            attach_type: hook,
+            flags: 0,
+            relative: 0,
+            pad: 0,
+            revision: 0,
+        },
+    )?)
+}
+
+/// Makes frames with an XDP program and lets them go where it says, in the caller's network namespace
+/// (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18 and later). Gives the nanoseconds of one frame by the kernel's clock, in whole
+/// ones: around the system call the set-up would count as well, which takes grace periods.
+pub(crate) fn live_frames(prog: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result<u32> {
+    let mut attr = TestRun {
+        prog: raw(prog),
+        size_in: length(frame.len())?,
+        data_in: frame.as_ptr() as u64,
+        repeat: count,
+        flags: LIVE_FRAMES,
+        batch_size: 64.min(count),
+        ..TestRun::default()
+    };
+    bpf(PROG_TEST_RUN, &mut attr)?;
+    Ok(attr.duration)
 }
 
 /// Pins this thread to a CPU and gives it real-time priority, so that a burst is interrupted by nothing but the kernel.

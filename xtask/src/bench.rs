@@ -8,7 +8,7 @@ use crate::run;
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to measure, and how: see `cargo xtask bench -- --help`. A bare `--gate` is that of bench/limits.json, a bare
+    /// What to measure, and how: see `cargo xtask bench -- --help`. A bare `--gate` is that of bench/limits.json or bench/stack-limits.json, a bare
     /// `--record` that of docs/benchmarks.md.
     #[arg(
         trailing_var_arg = true,
@@ -20,8 +20,23 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) fn run(project: &Project, args: &Args) -> Result<()> {
+    let is_stack = args.arguments.first().is_some_and(|what| what == "stack");
+    if is_stack {
+        // It puts the agent itself under load.
+        run::check(run::cargo().current_dir(project.root()).args([
+            "build",
+            "--release",
+            "--locked",
+            "--package=agent",
+        ]))?;
+    }
+    let limits = if is_stack {
+        "bench/stack-limits.json"
+    } else {
+        "bench/limits.json"
+    };
     let defaults = [
-        ("--gate", project.path("bench/limits.json")),
+        ("--gate", project.path(limits)),
         ("--record", project.path("docs/benchmarks.md")),
     ];
     let mut command = run::cargo();

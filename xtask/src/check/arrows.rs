@@ -68,7 +68,7 @@ const RULES: [Rule; 10] = [
     },
     Rule {
         package: "bench",
-        ours: &["agent", "policy", "datapath"],
+        ours: &["agent", "proto", "policy", "datapath"],
         aya: Aya::Never,
     },
     Rule {

@@ -64,6 +64,7 @@ pub(crate) const FOR_TESTS: &[Package] = &[
     Package::program("curl", "curl"),
     Package::program("python3", "python3"),
     Package::program("ethtool", "ethtool"),
+    Package::program("nftables", "nft"),
     Package::program("netcat-openbsd", "nc"),
     Package::program("iputils-ping", "ping"),
     Package::program("procps", "ps"),
