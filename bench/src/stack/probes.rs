@@ -266,11 +266,24 @@ mod tests {
         assert_eq!(differences(&fewer), ["Cofferdam: other probes"]);
     }
 
+    /// Says loudly, and to the log of `cargo xtask test`, that the test below did not run.
+    fn skip(missing: &str) {
+        let line = format!("SKIP: real_firewalls_agree_and_a_wrong_rule_is_caught: {missing}\n");
+        eprint!("{line}");
+        if let Some(path) = std::env::var_os("COFFERDAM_SKIP_LOG").filter(|path| !path.is_empty()) {
+            let log = std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path);
+            log.unwrap().write_all(line.as_bytes()).unwrap();
+        }
+    }
+
     /// Real hosts: the firewalls agree, and one that lets a closed port or the middle of a connection through is caught.
     #[test]
     fn real_firewalls_agree_and_a_wrong_rule_is_caught() {
         if let Some(missing) = crate::stack::missing() {
-            println!("SKIP: real_firewalls_agree_and_a_wrong_rule_is_caught: {missing}");
+            skip(&missing);
             return;
         }
         crate::host::private_bpffs().unwrap();
