@@ -209,13 +209,9 @@ impl Session {
     }
 
     fn talk(&mut self, programs: &[OwnedFd; 2]) {
-        for way in 0..2 {
-            assert!(
-                passes(&programs[way], &self.frames[way]),
-                "{:?} was cut",
-                self.client
-            );
-            self.sent[way] += 1;
+        for ((program, frame), sent) in programs.iter().zip(&self.frames).zip(&mut self.sent) {
+            assert!(passes(program, frame), "{:?} was cut", self.client);
+            *sent += 1;
         }
     }
 }
