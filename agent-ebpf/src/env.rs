@@ -1,6 +1,5 @@
 //! The kernel's side of `datapath::pipeline::Env`: maps, clocks, the ring.
 
-use core::borrow::Borrow;
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
@@ -9,25 +8,22 @@ use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
 };
 use datapath::abi::{
-    ActiveWord, AddrValue, Cidr4Key, Cidr6Key, ClassCells, ClassKey, Config, DenyKey, DenyValue,
-    EndpointValue, Event, FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, Key4, Key6, Loss,
-    RuleKey, RuleValue, Tables, cells, mode,
+    ActiveWord, AddrValue, Cidr4Key, Cidr6Key, Config, DenyKey, EndpointValue, Event, Flow4, Flow6,
+    Key4, Key6, Loss, Negative, Tables, mode,
 };
 use datapath::drop_reason::DropReason;
 use datapath::flow::FlowRef;
-use datapath::ids::Direction;
+use datapath::negative::fold_now;
 use datapath::packet::{Family, V4, V6};
 use datapath::pipeline::{
-    Denial, Env, Existing, Workspace, claim_now, decide_now, deny_now, follow_now, opened_now,
+    Aggregated, Denial, Env, Existing, Workspace, claim_now, decide_now, deny_now, follow_now,
+    opened_now,
 };
 use datapath::table::{self, Memory};
-use datapath::verdict::{Class, PolicyLookup};
-use datapath::word;
 
+use crate::content::Content;
+use crate::denials::aggregate;
 use crate::{clock, maps};
-
-/// `-EEXIST`.
-const EEXIST: i64 = -17;
 
 /// Everything that a program reaches beside its packet.
 #[derive(Clone, Copy)]
@@ -44,7 +40,7 @@ pub fn lookup<K, V>(map: *mut c_void, key: &K) -> Option<NonNull<V>> {
 
 /// A value copied at once: a hash slot may be reused at any time.
 #[inline(always)]
-fn copied<V: Copy>(value: Option<NonNull<V>>) -> Option<V> {
+pub fn copied<V: Copy>(value: Option<NonNull<V>>) -> Option<V> {
     // SAFETY: a whole map value that stays readable under RCU while the program runs.
     value.map(|value| unsafe { *value.as_ptr() })
 }
@@ -65,6 +61,8 @@ macro_rules! inner {
         copied(found!($map, $slot, $key))
     };
 }
+
+pub(crate) use {found, inner};
 
 impl Kernel {
     /// For the packet of a context.
@@ -135,137 +133,6 @@ fn active_word() -> ActiveWord {
         // SAFETY: an aligned word of a map value; user space writes it in one store.
         Some(word) => ActiveWord(unsafe { ptr::read_volatile(word) }),
         None => ActiveWord(0),
-    }
-}
-
-/// One slot's content.
-#[derive(Clone, Copy)]
-pub struct Content {
-    slot: u32,
-}
-
-/// A class where it lies in a slot's content, which nobody changes while packets look at it.
-#[derive(Clone, Copy)]
-pub struct Cells(NonNull<ClassCells>);
-
-impl Cells {
-    #[inline(always)]
-    fn present(&self) -> u64 {
-        // SAFETY: a whole map value that stays readable under RCU while the program runs.
-        unsafe { (*self.0.as_ptr()).present }
-    }
-}
-
-impl Class for Cells {
-    #[inline(always)]
-    fn filter(&self) -> u32 {
-        // SAFETY: as in `present`.
-        unsafe { (*self.0.as_ptr()).filter }
-    }
-
-    #[inline(always)]
-    fn back_filter(&self) -> u32 {
-        // SAFETY: as in `present`.
-        unsafe { (*self.0.as_ptr()).back_filter }
-    }
-}
-
-/// A cell where it lies.
-pub struct Cell(NonNull<RuleValue>);
-
-impl Borrow<RuleValue> for Cell {
-    #[inline(always)]
-    fn borrow(&self) -> &RuleValue {
-        // SAFETY: a whole map value that stays readable under RCU while the program runs, and nobody changes it.
-        unsafe { self.0.as_ref() }
-    }
-}
-
-impl PolicyLookup for Content {
-    type Class = Cells;
-    type Cell = Cell;
-
-    #[inline(always)]
-    fn endpoint(&self, endpoint: u32) -> Option<EndpointValue> {
-        inner!(ENDPOINTS, self.slot, &endpoint)
-    }
-
-    #[inline(always)]
-    fn class(&self, key: &ClassKey) -> Option<Cells> {
-        found!(CLASSES, self.slot, key).map(Cells)
-    }
-
-    #[inline(always)]
-    fn rule(&self, class: &Cells, protocol: u8, port: u16) -> Option<Cell> {
-        let present = class.present();
-        // SAFETY: as in `present`.
-        let number = unsafe { (*class.0.as_ptr()).class };
-        let mut key = RuleKey::lookup(number, protocol, port);
-        if present.wrapping_shr(cells::bit(protocol, key.port)) & 1 != 0 {
-            if let Some(cell) = found!(CELLS, self.slot, &key) {
-                return Some(Cell(cell));
-            }
-        }
-        if present & cells::RANGES != 0 {
-            if let Some(cell) = found!(RULES, self.slot, &key) {
-                return Some(Cell(cell));
-            }
-        }
-        if present & cells::PROTOCOLS != 0 {
-            key.prefix_len = RuleKey::ANY_PORT;
-            key.port = [0, 0];
-            if let Some(cell) = found!(CELLS, self.slot, &key) {
-                return Some(Cell(cell));
-            }
-        }
-        if present & cells::DEFAULT != 0 {
-            // SAFETY: a field of a whole map value.
-            return Some(Cell(unsafe {
-                NonNull::new_unchecked(&raw mut (*class.0.as_ptr()).default)
-            }));
-        }
-        None
-    }
-
-    #[inline(always)]
-    fn filter(&self, key: &RuleKey) -> Option<FilterValue> {
-        inner!(FILTERS, self.slot, key)
-    }
-
-    #[inline(always)]
-    fn failsafe(&self, key: &FailsafeKey) -> Option<FailsafeValue> {
-        copied(lookup((&raw const maps::FAILSAFES).cast_mut().cast(), key))
-    }
-
-    #[inline(always)]
-    fn with_failsafe_key(
-        &self,
-        look: impl FnOnce(&mut FailsafeKey) -> FailsafeValue,
-    ) -> FailsafeValue {
-        match maps::SCRATCH.get_ptr_mut(0) {
-            // SAFETY: this CPU's own slot, and this part of it is used here only.
-            Some(scratch) => look(unsafe { &mut (*scratch).failsafe_key }),
-            None => FailsafeValue::default(),
-        }
-    }
-
-    #[inline(always)]
-    fn failsafe_absent(&self, direction: Direction) -> u64 {
-        match maps::CONFIG.get(0) {
-            Some(config) => {
-                let [ingress, egress] = config.failsafe_absent;
-                match direction {
-                    Direction::Ingress => ingress,
-                    Direction::Egress => egress,
-                }
-            }
-            None => 0,
-        }
-    }
-
-    #[inline(always)]
-    fn boot_ns(&self) -> u64 {
-        clock::boot_ns()
     }
 }
 
@@ -389,8 +256,18 @@ macro_rules! env {
             }
 
             #[inline(always)]
-            fn deny(&self, fill: impl FnOnce(&mut DenyKey), denial: &Denial) -> bool {
-                deny(self, fill, denial)
+            fn deny(&self, key: &DenyKey, denial: &Denial, told: &mut Aggregated) {
+                aggregate(key, denial, told);
+            }
+
+            #[inline(always)]
+            fn negative(&self, slot: u32) -> Option<*mut Negative> {
+                maps::NEGATIVES.get_ptr_mut(slot)
+            }
+
+            #[inline(always)]
+            fn fold(&self, slot: u32) {
+                fold(self.skb, slot);
             }
 
             #[inline(always)]
@@ -548,7 +425,7 @@ env!(
 );
 
 #[inline(always)]
-fn lose(cause: Loss) {
+pub fn lose(cause: Loss) {
     if let Some(count) = maps::LOSSES.get_ptr_mut(cause as u32) {
         // SAFETY: this CPU's own slot.
         unsafe { *count += 1 };
@@ -568,72 +445,11 @@ fn emit(fill: impl FnOnce(&mut Event)) -> bool {
     true
 }
 
-#[inline(always)]
-fn deny(env: &Kernel, fill: impl FnOnce(&mut DenyKey), denial: &Denial) -> bool {
-    let Some(scratch) = env.scratch() else {
-        return false;
-    };
-    fill(&mut scratch.deny_key);
-    let map: *mut c_void = (&raw const maps::DENIES).cast_mut().cast();
-    let found: Option<NonNull<DenyValue>> = lookup(map, &scratch.deny_key);
-    if let Some(value) = found {
-        return again(value.as_ptr(), denial);
-    }
-    scratch.deny_value = DenyValue {
-        packets: denial.packets,
-        bytes: denial.bytes,
-        first: denial.now,
-        last: denial.now,
-        announced: denial.now,
-        identity: denial.identity,
-        generation: denial.generation,
-        draft_rule: denial.draft_rule,
-        draft: denial.draft,
-        source_port: u32::from(denial.source_port),
-    };
-    // SAFETY: key and value are the map's types and live through the call.
-    let result = unsafe {
-        bpf_map_update_elem(
-            map,
-            ptr::from_ref(&scratch.deny_key).cast(),
-            ptr::from_ref(&scratch.deny_value).cast(),
-            u64::from(BPF_NOEXIST),
-        )
-    };
-    match result {
-        0 => true,
-        EEXIST => {
-            let found: Option<NonNull<DenyValue>> = lookup(map, &scratch.deny_key);
-            match found {
-                Some(value) => again(value.as_ptr(), denial),
-                None => false,
-            }
-        }
-        _ => {
-            lose(Loss::DenyTableFull);
-            // Without an aggregate every packet would be announced: the ring's own limit holds then.
-            true
-        }
-    }
-}
-
-/// Adds to an aggregate that exists; true when it is time to announce it again.
-#[inline(always)]
-fn again(value: *mut DenyValue, denial: &Denial) -> bool {
-    // SAFETY: a whole map value; counters are added atomically, the rest are single words.
-    unsafe {
-        let before = ptr::read_volatile(&raw const (*value).packets);
-        word::add(&raw mut (*value).packets, denial.packets);
-        word::add(&raw mut (*value).bytes, denial.bytes);
-        ptr::write_volatile(&raw mut (*value).last, denial.now);
-        ptr::write_volatile(&raw mut (*value).generation, denial.generation);
-        let announced = ptr::read_volatile(&raw const (*value).announced);
-        if let Some(config) = maps::CONFIG.get(0)
-            && denial.is_announced(config, before, announced)
-        {
-            ptr::write_volatile(&raw mut (*value).announced, denial.now);
-            return true;
-        }
-    }
-    false
+/// What a slot of the negative entries has counted, moved. Global: the verifier looks at it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fold(skb: *mut __sk_buff, slot: u32) -> i32 {
+    keep(skb);
+    fold_now::<V4, _>(Kernel::new(skb), slot);
+    0
 }

@@ -16,6 +16,8 @@
 
 mod attribution;
 mod clock;
+mod content;
+mod denials;
 mod env;
 mod fragments;
 mod maps;
@@ -30,6 +32,7 @@ use datapath::abi::{Clock, config_flags, tails};
 use datapath::drop_reason::DropReason;
 use datapath::fragment;
 use datapath::ids::Direction;
+use datapath::negative::denied_again;
 use datapath::packet::{V4, V6, parse4, parse6};
 use datapath::pipeline::{Action, Workspace, established};
 
@@ -79,6 +82,8 @@ fn judge(skb: *mut __sk_buff, direction: Direction) -> i32 {
     match protocol {
         0x0800 if established::<V4, _, _>(env, &frame) => NEXT,
         0x86dd if established::<V6, _, _>(env, &frame) => NEXT,
+        0x0800 if denied_again::<V4, _, _>(env, &frame, direction) => DROP,
+        0x86dd if denied_again::<V6, _, _>(env, &frame, direction) => DROP,
         0x0800 => whole_way(skb, direction, tails::READ4),
         0x86dd => whole_way(skb, direction, tails::READ6),
         other => not_ip(skb, other),

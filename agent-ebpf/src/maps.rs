@@ -7,9 +7,10 @@ use aya_ebpf::macros::btf_map;
 use datapath::abi::{
     AddrValue, ClassCells, ClassKey, Clock, Config, Counter, DenyKey, DenyValue, EndpointValue,
     FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, FragmentKey, FragmentValue, Key4, Key6,
-    Loss, RuleKey, RuleValue, Set4, Set6, Tables, tails,
+    Loss, Negative, RuleKey, RuleValue, Set4, Set6, Tables, tails,
 };
 use datapath::drop_reason::DropReason;
+use datapath::negative::SLOTS as NEGATIVE_SLOTS;
 use datapath::packet::{V4, V6};
 use datapath::pipeline::Workspace;
 use datapath::table::{BUCKETS as BUCKET_COUNT, sets, spill_room};
@@ -117,6 +118,10 @@ pub static SPILL6: HashMap<Key6, Flow6, SPILL> = HashMap::new();
 #[btf_map]
 pub static BUCKETS: Array<u64, { BUCKET_COUNT as usize }, MMAPABLE> = Array::new();
 
+/// SYNs that are denied again.
+#[btf_map]
+pub static NEGATIVES: Array<Negative, { NEGATIVE_SLOTS as usize }, MMAPABLE> = Array::new();
+
 /// Denials, aggregated.
 #[btf_map]
 pub static DENIES: HashMap<DenyKey, DenyValue, 65_536> = HashMap::new();
@@ -148,10 +153,6 @@ pub struct Scratch {
     pub flow4: Flow4,
     /// An IPv6 entry being made.
     pub flow6: Flow6,
-    /// A denial's key.
-    pub deny_key: DenyKey,
-    /// Zero.
-    pub pad: u32,
     /// A denial's value.
     pub deny_value: DenyValue,
     /// A failsafe's key.

@@ -9,6 +9,7 @@ use aya_ebpf::programs::TcContext;
 use datapath::abi::{Flow4, Flow6, tool};
 use datapath::flow::FlowRef;
 use datapath::packet::{V4, V6};
+use datapath::pipeline::Env;
 use datapath::table::{self, Tabled};
 
 use crate::env::Kernel;
@@ -31,6 +32,18 @@ fn read<T>(skb: *mut __sk_buff, into: *mut T) -> bool {
 #[inline(always)]
 fn answer(word: table::Tool) -> i32 {
     word as i32
+}
+
+/// Moves what a negative entry has counted to its aggregate; the agent sends the slot's number.
+#[classifier]
+pub fn cofferdam_fold(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let mut slot = 0u32;
+    if !read(skb, &raw mut slot) {
+        return answer(table::Tool::Failed);
+    }
+    Env::<V4>::fold(&Kernel::new(skb), slot);
+    answer(table::Tool::Done)
 }
 
 macro_rules! tools {

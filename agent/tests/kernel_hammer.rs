@@ -15,7 +15,8 @@ use agent::flows::record::Record;
 use agent::kernel::clock::{self, Converter};
 use agent::kernel::loader::{EGRESS, INGRESS, TableSizes};
 use datapath::abi::ActiveWord;
-use datapath::sim::packets::{end, udp};
+use datapath::packet::tcp::SYN;
+use datapath::sim::packets::{end, tcp, udp};
 use support::convert;
 use support::rig::Rig;
 use support::rng::{Rng, setting};
@@ -165,4 +166,64 @@ fn nor_where_every_set_is_full() {
     check(&outcome);
     let displaced = outcome.lost.get("displaced").copied().unwrap_or(0);
     assert!(displaced > 0, "flows made room for each other");
+}
+
+/// Sends SYNs that policy denies from all CPUs while the negative entries are moved to the aggregates; `ports` closed
+/// ports, so that some tuples share a slot. Gives (sent, counted by reason, counted by aggregate).
+fn denials(ports: u16, packets: usize) -> Option<(u64, u64, u64)> {
+    let rig = Rig::open(ROOMY)?;
+    rig.fill(0, &convert::content(&policy()));
+    rig.set_config(&default_config());
+    rig.set_word(ActiveWord::committed(1, 0));
+    let program = rig.kernel.program_fd(INGRESS).expect("a program");
+    let threads = std::thread::available_parallelism()
+        .map_or(2, std::num::NonZero::get)
+        .max(2);
+    let running = AtomicUsize::new(threads);
+    let mut generation = 1;
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let (program, running) = (&program, &running);
+            scope.spawn(move || {
+                let mut rng = Rng::new(7 + thread as u64);
+                for _ in 0..packets {
+                    let port = 20_000 + u16::try_from(rng.below(usize::from(ports))).expect("few");
+                    let frame = tcp(end(PEER, 1000), end(LOCAL, port), SYN, 0);
+                    assert!(!passes(program, &frame), "policy denies it");
+                }
+                running.fetch_sub(1, Ordering::Release);
+            });
+        }
+        while running.load(Ordering::Acquire) > 0 {
+            rig.kernel.fold_negatives().expect("moved");
+            // Now and then another content: what was denied is asked again.
+            generation += 1;
+            rig.set_word(ActiveWord::committed(generation, 0));
+        }
+    });
+    rig.kernel.fold_negatives().expect("moved");
+    let totals = rig.kernel.totals().expect("totals");
+    let by_reason = totals.reasons.values().map(|(packets, _)| packets).sum();
+    let aggregates = rig.kernel.denial_entries().expect("denials");
+    let by_aggregate = aggregates.iter().map(|(_, value)| value.packets).sum();
+    println!(
+        "{} aggregates, generation {generation}, losses {:?}",
+        aggregates.len(),
+        totals.losses
+    );
+    Some(((threads * packets) as u64, by_reason, by_aggregate))
+}
+
+#[test]
+fn every_denied_packet_is_in_one_aggregate() {
+    let packets = setting("COFFERDAM_TEST_PACKETS", 120_000);
+    // Few tuples, whose packets meet in one entry; many, which take slots from each other.
+    for ports in [3, 3000] {
+        let Some((sent, by_reason, by_aggregate)) = denials(ports, packets) else {
+            return;
+        };
+        println!("{ports} ports: {sent} packets");
+        assert_eq!(by_reason, sent, "each is counted by reason");
+        assert_eq!(by_aggregate, sent, "each is counted by aggregate");
+    }
 }

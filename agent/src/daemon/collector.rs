@@ -121,6 +121,10 @@ impl Worker {
             Err(error) => self.host.report_error(&error),
         }
         self.collector.set_names(self.host.names());
+        if let Err(error) = self.host.kernel.fold_negatives() {
+            self.host
+                .report_error(&format!("counting repeated denials: {error}"));
+        }
         let mut pass = match self
             .collector
             .sweep(&self.host.kernel, &self.clock, clock::utc_ns())

@@ -648,6 +648,8 @@ pub fn datapath_config(config: &Config, hz: u32) -> datapath::abi::Config {
         hz,
         // The kernel's side knows which are configured.
         failsafe_absent: [0; 2],
+        epoch: 0,
+        pad: 0,
     }
 }
 

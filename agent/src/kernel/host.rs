@@ -3,26 +3,25 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use datapath::abi::{
     ActiveWord, Clock, Config, Counter, DenyKey, DenyValue, FailsafeKey, FailsafeValue, Flow4,
-    Flow6, FragmentKey, FragmentValue, Loss, SLOTS, Tables, cells, maps, panic, tool,
+    Flow6, FragmentKey, FragmentValue, Loss, Negative, Tables, cells, maps, panic, tool,
 };
 use datapath::drop_reason::DropReason;
+use datapath::negative;
 use datapath::packet::{V4, V6};
 use datapath::table::BUCKETS;
+use datapath::word;
 use serde::{Deserialize, Serialize};
 
-use super::content::{Content, Flat, Part};
 use super::flowtable::FlowTable;
-use super::loader::{self, CLOCK, Pins, Programs, REAP, SEED, TableSizes, TimeSource};
-use super::map::RawMap;
+use super::loader::{self, CLOCK, FOLD, Pins, Programs, REAP, SEED, TableSizes, TimeSource};
 use super::mapping::Mapping;
 use super::pins::{PinDir, PinState};
-use super::shape::{shape, unshape};
 use super::sys::{self, TestRun};
 use super::table::{ActiveCell, PerCpu, Table, bytes_of};
 use super::{KernelError, Result};
@@ -100,6 +99,7 @@ pub struct OfflineKernel {
     pub(crate) flows4: FlowTable<V4>,
     pub(crate) flows6: FlowTable<V6>,
     pub(crate) denies: Table<DenyKey, DenyValue>,
+    pub(super) negatives: Mapping,
     pub(crate) fragments: Table<FragmentKey, FragmentValue>,
     reasons: PerCpu<Counter>,
     losses: PerCpu<u64>,
@@ -140,6 +140,8 @@ impl OfflineKernel {
             flows4: FlowTable::open(&dir, tables, Arc::clone(&buckets))?,
             flows6: FlowTable::open(&dir, tables, buckets)?,
             denies: table(&dir, maps::DENIES)?,
+            negatives: Mapping::open(&dir.map(maps::NEGATIVES), size_of::<Negative>())
+                .map_err(pin(maps::NEGATIVES))?,
             fragments: table(&dir, maps::FRAGMENTS)?,
             reasons: PerCpu::open(&dir.map(maps::REASONS)).map_err(pin(maps::REASONS))?,
             losses: PerCpu::open(&dir.map(maps::LOSSES)).map_err(pin(maps::LOSSES))?,
@@ -189,7 +191,8 @@ impl OfflineKernel {
     /// When the map cannot be written.
     pub fn set_config(&self, mut config: Config) -> Result<()> {
         let now = self.config()?;
-        (config.panic, config.failsafe_absent) = (now.panic, now.failsafe_absent);
+        config.panic = now.panic;
+        (config.failsafe_absent, config.epoch) = (now.failsafe_absent, now.epoch);
         self.config
             .set(&0, &config)
             .map_err(KernelError::map(maps::CONFIG, "write"))
@@ -289,99 +292,11 @@ impl OfflineKernel {
     fn set_failsafe_absent(&self, absent: [u64; 2]) -> Result<()> {
         let mut config = self.config()?;
         config.failsafe_absent = absent;
+        // What was denied before is asked again.
+        config.epoch = config.epoch.wrapping_add(1);
         self.config
             .set(&0, &config)
             .map_err(KernelError::map(maps::CONFIG, "write"))
-    }
-
-    /// Puts a content into a slot that no packet looks at, and gives the digest of what was read back.
-    /// Nothing is installed unless every table was read back as it was meant.
-    ///
-    /// # Errors
-    /// When a map cannot be made, filled or read, or differs.
-    pub fn fill(&self, slot: u32, content: &Content) -> Result<[u8; 32]> {
-        let mut inner = Vec::new();
-        let shaped = shape(content);
-        let mut read_back = Content::default();
-        for part in Part::ALL {
-            let map = build(part, shaped.part(part))?;
-            let read = read_map(&map, part)?;
-            if read != *shaped.part(part) {
-                return Err(KernelError::ReadBack {
-                    slot,
-                    map: part.map(),
-                    read: read.len(),
-                    written: shaped.part(part).len(),
-                });
-            }
-            *read_back.part_mut(part) = read;
-            inner.push((part, map));
-        }
-        // A packet that read the word before the last flip may still be looking at this slot.
-        if let Err(error) = sys::grace_period() {
-            tracing::debug!(%error, "no membarrier; replacing a slot's maps waits for readers by itself");
-        }
-        // Each of these waits for a grace period in the kernel: side by side they take one.
-        let failed: Mutex<Option<KernelError>> = Mutex::new(None);
-        std::thread::scope(|scope| {
-            for (part, map) in &inner {
-                let failed = &failed;
-                scope.spawn(move || {
-                    if let Err(error) = self.install(*part, slot, map)
-                        && let Ok(mut first) = failed.lock()
-                    {
-                        first.get_or_insert(error);
-                    }
-                });
-            }
-        });
-        match failed.into_inner() {
-            Ok(None) => Ok(unshape(&read_back).digest()),
-            Ok(Some(error)) => Err(error),
-            Err(_) => Err(KernelError::system("installing a slot")(
-                io::ErrorKind::Other.into(),
-            )),
-        }
-    }
-
-    fn install(&self, part: Part, slot: u32, inner: &RawMap) -> Result<()> {
-        let path = self.dir.map(part.map());
-        let outer = RawMap::open(&path).map_err(|source| KernelError::pin(&path, source))?;
-        let fd = inner.fd().as_raw_fd().cast_unsigned();
-        outer
-            .update(&slot.to_ne_bytes(), &fd.to_ne_bytes(), sys::ANY)
-            .map_err(KernelError::map(part.map(), "install the new contents of"))?;
-        // Pinned beside, because opening a map by its id would take CAP_SYS_ADMIN.
-        let pin = self.dir.inner(part.map(), slot);
-        match std::fs::remove_file(&pin) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(KernelError::pin(&pin, source));
-            }
-            _ => {}
-        }
-        sys::obj_pin(inner.fd(), &pin).map_err(|source| KernelError::pin(&pin, source))
-    }
-
-    /// What a slot holds; `None` when it was never filled, or not by this agent.
-    ///
-    /// # Errors
-    /// When a map cannot be read.
-    pub fn read(&self, slot: u32) -> Result<Option<Content>> {
-        let mut content = Content::default();
-        for part in Part::ALL {
-            let path = self.dir.map(part.map());
-            let outer = RawMap::open(&path).map_err(|source| KernelError::pin(&path, source))?;
-            let mut id = [0u8; 4];
-            let filled = outer
-                .lookup(&(slot % SLOTS).to_ne_bytes(), &mut id)
-                .map_err(KernelError::map(part.map(), "read"))?;
-            let inner = match RawMap::open(&self.dir.inner(part.map(), slot)) {
-                Ok(inner) if filled && inner.info().id == u32::from_ne_bytes(id) => inner,
-                _ => return Ok(None),
-            };
-            *content.part_mut(part) = read_map(&inner, part)?;
-        }
-        Ok(Some(unshape(&content)))
     }
 
     /// Counters of the whole host.
@@ -583,6 +498,26 @@ impl Kernel {
         self.tool(REAP[1], bytes_of(seen), maps::SPILL6)
     }
 
+    /// Moves what negative entries have counted to the aggregates of denials.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn fold_negatives(&self) -> Result<()> {
+        for slot in 0..self.negatives.len() {
+            let Some(entry) = self.negatives.at(slot) else {
+                continue;
+            };
+            // SAFETY: a whole entry of the mapping; the word is read in one go.
+            let counted = unsafe {
+                negative::has_counted(word::load(&raw const (*entry.cast::<Negative>()).pending))
+            };
+            if counted {
+                self.tool(FOLD, &slot.to_ne_bytes(), maps::NEGATIVES)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Runs a program that changes a table, over one entry.
     fn tool(&self, program: &'static str, entry: &[u8], map: &'static str) -> Result<bool> {
         let mut frame = vec![0u8; tool::OFFSET as usize];
@@ -649,31 +584,4 @@ fn absent_failsafes<'a>(keys: impl Iterator<Item = &'a FailsafeKey>) -> [u64; 2]
 /// The bytes of a key, to be used as a key of an ordered map.
 pub(crate) fn content_key<K: aya::Pod>(key: &K) -> Vec<u8> {
     bytes_of(key).to_vec()
-}
-
-fn build(part: Part, flat: &Flat) -> Result<RawMap> {
-    let (key, value) = part.kernel_sizes();
-    let (kind, flags) = part.kind();
-    let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
-    let map = RawMap::create(
-        kind,
-        part.map(),
-        size(key),
-        size(value),
-        size(flat.len().max(1)),
-        flags,
-    )
-    .map_err(KernelError::map(part.map(), "create"))?;
-    map.update_many(flat.keys(), flat.values())
-        .map_err(KernelError::map(part.map(), "fill"))?;
-    Ok(map)
-}
-
-fn read_map(map: &RawMap, part: Part) -> Result<Flat> {
-    let (key, value) = part.kernel_sizes();
-    let mut flat = Flat::new(key, value);
-    map.for_each(&mut |key, value| flat.push_raw(key, value))
-        .map_err(KernelError::map(part.map(), "read back"))?;
-    flat.sort();
-    Ok(flat)
 }

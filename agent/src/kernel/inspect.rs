@@ -96,6 +96,16 @@ impl OfflineKernel {
             .map_err(KernelError::map(maps::FLOWS6, "write"))
     }
 
+    /// Empties the negative entries, and with them what was not moved: for tests, while no packet is on its way.
+    pub fn clear_negatives(&self) {
+        for slot in 0..self.negatives.len() {
+            if let Some(entry) = self.negatives.at(slot) {
+                // SAFETY: a whole entry of the mapping, and nobody else uses it (see above).
+                unsafe { std::ptr::write_bytes(entry, 0, size_of::<datapath::abi::Negative>()) };
+            }
+        }
+    }
+
     /// Empties the flow tables, while no packet is on its way.
     ///
     /// # Errors

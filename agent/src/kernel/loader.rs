@@ -37,6 +37,8 @@ const TAILS: [(u32, &str); 4] = [
     (tails::JUDGE4, "cofferdam_judge4"),
     (tails::JUDGE6, "cofferdam_judge6"),
 ];
+/// Program that is only ever test-run: it moves what a negative entry has counted to its aggregate.
+pub(crate) const FOLD: &str = "cofferdam_fold";
 /// Programs that are only ever test-run: they put an entry into a flow table.
 pub(crate) const SEED: [&str; 2] = ["cofferdam_seed4", "cofferdam_seed6"];
 /// Programs that are only ever test-run: they take a spilled entry out.
@@ -168,7 +170,7 @@ pub fn load(
     let parts = TAILS.map(|(_, name)| name);
     let all = parts
         .into_iter()
-        .chain([INGRESS, EGRESS, CLOCK, seed4, seed6, reap4, reap6]);
+        .chain([INGRESS, EGRESS, CLOCK, FOLD, seed4, seed6, reap4, reap6]);
     for name in all {
         let program = classifier(&mut bpf, name)?;
         program.load().map_err(|source| KernelError::Program {

@@ -22,6 +22,7 @@ pub mod pins;
 pub mod replay;
 pub mod ring;
 mod shape;
+mod slots;
 pub mod sockdiag;
 pub mod sockowner;
 mod sys;

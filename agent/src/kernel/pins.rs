@@ -45,7 +45,7 @@ const fn spec(name: &'static str, kind: u32, key: usize, value: usize, flags: u3
 
 /// Every map that user space and kernel share, or that one load takes over from another; all of them pinned. The array of
 /// programs is pinned too, but each load has its own ([`PinDir::set_tails_aside`]).
-pub(crate) const SPECS: [Spec; 26] = [
+pub(crate) const SPECS: [Spec; 27] = [
     spec(
         maps::CONFIG,
         sys::TYPE_ARRAY,
@@ -89,6 +89,13 @@ pub(crate) const SPECS: [Spec; 26] = [
         sys::TYPE_ARRAY,
         4,
         size_of::<abi::Set6>(),
+        sys::F_MMAPABLE,
+    ),
+    spec(
+        maps::NEGATIVES,
+        sys::TYPE_ARRAY,
+        4,
+        size_of::<abi::Negative>(),
         sys::F_MMAPABLE,
     ),
     spec(maps::LOCKS4, sys::TYPE_ARRAY, 4, 8, sys::F_MMAPABLE),

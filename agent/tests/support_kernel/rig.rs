@@ -155,6 +155,7 @@ impl Rig {
     /// Empties flows, denials, fragments and the ring; counters go on.
     pub fn clear(&mut self) {
         self.kernel.clear_flows().expect("flows");
+        self.kernel.clear_negatives();
         for (key, _) in self.kernel.denial_entries().expect("denials") {
             self.kernel.put_denial(&key, None).expect("denials");
         }

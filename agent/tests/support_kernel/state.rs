@@ -200,6 +200,7 @@ impl State {
         for (key, value) in &sim.flows6() {
             state.flows.extend([flow6(key, value)]);
         }
+        sim.fold();
         for (key, value) in sim.denies.borrow().iter() {
             state.denies.extend([denial(key, value)]);
         }
@@ -238,6 +239,7 @@ impl State {
         for (key, value) in rig.kernel.entries6().expect("flows") {
             state.flows.extend([flow6(&key, &value)]);
         }
+        rig.kernel.fold_negatives().expect("negative entries");
         for (key, value) in rig.kernel.denial_entries().expect("denials") {
             state.denies.extend([denial(&key, &value)]);
         }

@@ -91,12 +91,16 @@ impl Twin {
             .set_failsafes(&convert::failsafes(&failsafes))
             .expect("failsafes");
         self.sim.failsafes = failsafes;
+        self.sim.config.epoch += 1;
     }
 
     /// Writes the settings.
     pub fn set_config(&mut self, config: Config) {
         self.rig.set_config(&config);
-        self.sim.config = config;
+        self.sim.config = Config {
+            epoch: self.sim.config.epoch,
+            ..config
+        };
     }
 
     /// Makes a word the active one.
@@ -130,6 +134,11 @@ impl Twin {
     /// Makes every entry, denial and fragment look `ticks` older.
     pub fn age(&mut self, ticks: u32) {
         self.rewrite(&mut |last, _| *last = last.wrapping_sub(ticks));
+        // Their clocks are not turned back: they are made anew.
+        self.rig.kernel.fold_negatives().expect("negative entries");
+        self.rig.kernel.clear_negatives();
+        self.sim.fold();
+        self.sim.clear_negatives();
         for (key, mut value) in self.rig.kernel.denial_entries().expect("denials") {
             value.announced = value.announced.wrapping_sub(ticks);
             self.rig

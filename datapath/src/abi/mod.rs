@@ -65,6 +65,8 @@ pub mod maps {
     pub const SPILL6: &str = "SPILL6";
     /// mmap-able array of counters by peer address, both families: see [`crate::table::bucket_word`].
     pub const BUCKETS: &str = "BUCKETS";
+    /// Array of [`super::Negative`], mmap-able.
+    pub const NEGATIVES: &str = "NEGATIVES";
     /// Hash of [`super::DenyKey`] → [`super::DenyValue`].
     pub const DENIES: &str = "DENIES";
     /// LRU hash of [`super::FragmentKey`] → [`super::FragmentValue`].
@@ -227,6 +229,10 @@ pub struct Config {
     pub timeouts: [u32; 16],
     /// Kernel ticks per second.
     pub hz: u32,
+    /// Moves with every change of the failsafes: what was denied before is asked again.
+    pub epoch: u32,
+    /// Zero.
+    pub pad: u32,
     /// By [`crate::ids::Direction`]: bits of [`cells::bit`] of protocols and ports (0 as in the key) for which no
     /// failsafe is configured, so that none is looked for. 0 looks for all.
     pub failsafe_absent: [u64; 2],
@@ -373,7 +379,7 @@ pub struct Set6 {
 
 const _: () = {
     assert!(size_of::<ActiveWord>() == 8);
-    assert!(size_of::<Config>() == 20 + 64 + 4 + 16);
+    assert!(size_of::<Config>() == 20 + 64 + 12 + 16);
     assert!(size_of::<AddrValue>() == 8);
     assert!(size_of::<Cidr4Key>() == 8);
     assert!(size_of::<Cidr6Key>() == 20);
@@ -400,6 +406,8 @@ const _: () = {
     assert!(offset_of!(Line6, key) == 8 && offset_of!(Line6, body) == 48);
     assert!(size_of::<DenyKey>() == 44);
     assert!(size_of::<DenyValue>() == 48);
+    assert!(size_of::<Negative>() == 128);
+    assert!(offset_of!(Negative, key) == 32);
     assert!(size_of::<Counter>() == 16);
     assert!(size_of::<Event>() == 128);
     assert!(size_of::<Clock>() == 16);
@@ -437,6 +445,7 @@ mod pod {
         Tables,
         DenyKey,
         DenyValue,
+        Negative,
         Counter,
         Event,
         Clock

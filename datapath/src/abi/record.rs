@@ -52,6 +52,38 @@ pub struct DenyValue {
     pub source_port: u32,
 }
 
+/// A denied SYN that came again: see [`crate::negative`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C, align(64))]
+pub struct Negative {
+    /// Generation 32 | epoch of the failsafes 32 for which it holds; 0 = for none.
+    pub valid: u64,
+    /// Packets and bytes that are not in the aggregate yet, and the instance of the slot.
+    pub pending: u64,
+    /// Jiffies of the last packet.
+    pub last: u32,
+    /// From this jiffy on a packet announces its key again.
+    pub until: u32,
+    /// So many packets until the one that announces its key again.
+    pub room: u32,
+    /// Generation that denied.
+    pub generation: u32,
+    /// The aggregate.
+    pub key: DenyKey,
+    /// Zero.
+    pub pad: u32,
+    /// Peer's identity.
+    pub identity: u32,
+    /// Draft rule.
+    pub draft_rule: u32,
+    /// Draft verdict ([`super::verdict`]).
+    pub draft: u32,
+    /// Source port of the packet that made the entry.
+    pub source_port: u32,
+    /// Zero.
+    pub rest: [u64; 4],
+}
+
 /// Packets and bytes by drop reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]

@@ -6,8 +6,9 @@
 
 use crate::abi::{Config, panic};
 use crate::flow::{FILTERED, Flags, Meta, PROVEN, bits, slot};
-use crate::ids::protocol;
-use crate::packet::{PacketRead, V4, V6, tcp};
+use crate::ids::{Direction, protocol};
+use crate::negative::Tuple;
+use crate::packet::{Family, PacketRead, V4, V6, tcp};
 use crate::table::{self, Tabled, WAYS};
 
 use super::Env;
@@ -51,6 +52,8 @@ pub struct Seen<W> {
 pub trait Plain: Tabled {
     /// Reads a plain packet of the flow table's scope `scope`; `None` when it is not plain.
     fn read<D: Direct>(frame: &D, scope: u16) -> Option<Seen<Self::Words>>;
+    /// Reads a plain SYN: its tuple, wire segments and L3 bytes; `None` when it is anything else.
+    fn read_syn<D: Direct>(frame: &D, direction: Direction) -> Option<(Tuple, u64, u64)>;
 }
 
 const ETHERNET: u32 = 14;
@@ -150,6 +153,56 @@ impl Plain for V4 {
             bytes,
         })
     }
+
+    #[inline(always)]
+    fn read_syn<D: Direct>(frame: &D, direction: Direction) -> Option<(Tuple, u64, u64)> {
+        const L4: usize = 34;
+        let start = frame.direct(L4 as u32 + 20)?;
+        // SAFETY: 54 bytes may be read.
+        let (vihl, number): (u8, u8) = unsafe { (field(start, 14), field(start, 23)) };
+        // SAFETY: as above.
+        let (total, fragment): (u16, u16) = unsafe { (field(start, 16), field(start, 20)) };
+        if vihl != 0x45 || number != protocol::TCP || u16::from_be(fragment) & 0x3fff != 0 {
+            return None;
+        }
+        let total = u32::from(u16::from_be(total));
+        // One packet on the wire: nobody merges SYNs.
+        if total < 40
+            || total > frame.frame_len().saturating_sub(ETHERNET)
+            || frame.segments() > 1
+            || frame.segment_size() != 0
+        {
+            return None;
+        }
+        // SAFETY: as above.
+        if unsafe { !is_syn(start, L4, total - 20) } {
+            return None;
+        }
+        // SAFETY: as above.
+        let (src, dst): ([u8; 4], [u8; 4]) = unsafe { (field(start, 26), field(start, 30)) };
+        // SAFETY: as above.
+        let port: u16 = unsafe { field(start, L4 + 2) };
+        let tuple = Tuple::syn(
+            Self::mapped_words(&src),
+            Self::mapped_words(&dst),
+            port,
+            direction,
+            <Self as Family>::VERSION,
+        );
+        Some((tuple, 1, u64::from(total)))
+    }
+}
+
+/// Checks that a TCP header is that of a plain SYN.
+///
+/// # Safety
+/// The 20 bytes of a TCP header lie at `l4`.
+#[inline(always)]
+unsafe fn is_syn(start: *const u8, l4: usize, room: u32) -> bool {
+    // SAFETY: the caller's promise.
+    let (offset, flags): (u8, u8) = unsafe { (field(start, l4 + 12), field(start, l4 + 13)) };
+    let header = u32::from(offset >> 4) * 4;
+    header >= 20 && header <= room && flags & tcp::CONTROL == tcp::SYN
 }
 
 impl Plain for V6 {
@@ -210,6 +263,41 @@ impl Plain for V6 {
             packets,
             bytes,
         })
+    }
+
+    #[inline(always)]
+    fn read_syn<D: Direct>(frame: &D, direction: Direction) -> Option<(Tuple, u64, u64)> {
+        const L4: usize = 54;
+        let start = frame.direct(L4 as u32 + 20)?;
+        // SAFETY: 74 bytes may be read.
+        let (version, number): (u8, u8) = unsafe { (field(start, 14), field(start, 20)) };
+        // SAFETY: as above.
+        let payload: u16 = unsafe { field(start, 18) };
+        let payload = u32::from(u16::from_be(payload));
+        if version >> 4 != 6
+            || number != protocol::TCP
+            || payload < 20
+            || payload + 40 > frame.frame_len().saturating_sub(ETHERNET)
+            || frame.segments() > 1
+            || frame.segment_size() != 0
+        {
+            return None;
+        }
+        // SAFETY: as above.
+        if unsafe { !is_syn(start, L4, payload) } {
+            return None;
+        }
+        // SAFETY: as above.
+        let (src, dst): ([u64; 2], [u64; 2]) = unsafe {
+            (
+                [field(start, 22), field(start, 30)],
+                [field(start, 38), field(start, 46)],
+            )
+        };
+        // SAFETY: as above.
+        let port: u16 = unsafe { field(start, L4 + 2) };
+        let tuple = Tuple::syn(src, dst, port, direction, <Self as Family>::VERSION);
+        Some((tuple, 1, u64::from(payload + 40)))
     }
 }
 

@@ -9,10 +9,11 @@ mod fast;
 mod notice;
 mod opening;
 
-use crate::abi::{ActiveWord, AddrValue, Config, DenyKey, Event, Loss, mode, panic};
+use crate::abi::{ActiveWord, AddrValue, Config, DenyKey, Event, Loss, Negative, mode, panic};
 use crate::drop_reason::DropReason;
 use crate::flow::{FlowRef, bits};
 use crate::ids::{Direction, protocol};
+use crate::negative;
 use crate::packet::{Family, Kind, Packet, canonical};
 use crate::table::{self, Memory, Spot, Tabled};
 use crate::verdict::{Decision, PolicyLookup, Query, decide};
@@ -32,7 +33,7 @@ pub enum Action {
 }
 
 /// A denial to be aggregated and, perhaps, announced.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Denial {
     /// Wire segments.
     pub packets: u64,
@@ -66,6 +67,19 @@ impl Denial {
     }
 }
 
+/// What adding to an aggregate gave.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Aggregated {
+    /// It is time to announce the key.
+    pub announce: bool,
+    /// The key was there before.
+    pub again: bool,
+    /// Packets of the aggregate now.
+    pub packets: u64,
+    /// Jiffies of its last announcement.
+    pub announced: u32,
+}
+
 /// Maps, clocks and output. Small and copied freely: in the kernel it is the packet's context.
 pub trait Env<F: Tabled>: Memory<F> {
     /// Look-ups in one slot's content.
@@ -85,8 +99,10 @@ pub trait Env<F: Tabled>: Memory<F> {
     fn binding(&self, slot: u32, addr: &F::Addr) -> AddrValue;
     /// Sends a notice; a full ring is counted.
     fn emit(&self, fill: impl FnOnce(&mut Event)) -> bool;
-    /// Adds to the aggregate of a key; true when it should be announced.
-    fn deny(&self, fill: impl FnOnce(&mut DenyKey), denial: &Denial) -> bool;
+    /// Adds to the aggregate of a key; `told` is empty before.
+    fn deny(&self, key: &DenyKey, denial: &Denial, told: &mut Aggregated);
+    /// A slot of the negative entries.
+    fn negative(&self, slot: u32) -> Option<*mut Negative>;
     /// Counts by drop reason.
     fn count(&self, reason: DropReason, packets: u64, bytes: u64);
     /// Counts a lost record.
@@ -120,6 +136,11 @@ pub trait Env<F: Tabled>: Memory<F> {
     /// Follows the packet in its flow's entry ([`follow_now`]).
     fn follow(&self, w: &mut Workspace<F>, entry: FlowRef<F>) -> Existing {
         follow_now(*self, w, entry)
+    }
+
+    /// Moves what a slot of the negative entries has counted to its aggregate ([`negative::fold_now`]).
+    fn fold(&self, slot: u32) {
+        negative::fold_now(*self, slot);
     }
 
     /// Tells the new flow that the workspace describes ([`opened_now`]).
@@ -161,6 +182,9 @@ pub struct Workspace<F: Family> {
     state: u8,
     sequence: u32,
     spot: Spot,
+    denied: DenyKey,
+    denial: Denial,
+    told: Aggregated,
 }
 
 impl<F: Family> Workspace<F> {

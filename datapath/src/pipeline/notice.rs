@@ -1,11 +1,14 @@
 //! What the agent is told: new and closed flows, and denials (aggregated; only some are announced).
 
-use crate::abi::{Event, event_kind, verdict};
+use crate::abi::{DenyKey, Event, event_kind, verdict};
+use crate::drop_reason::DropReason;
 use crate::flow::{FlowRef, bits};
 use crate::ids::protocol;
+use crate::negative;
 use crate::table::Tabled;
+use crate::verdict::Decision;
 
-use super::{Denial, Env, Workspace, decision_bits};
+use super::{Aggregated, Denial, Env, Workspace, decision_bits};
 
 /// Announces the flow that the workspace describes.
 #[inline(always)]
@@ -97,9 +100,43 @@ pub(super) fn close<F: Tabled, E: Env<F>>(env: E, entry: FlowRef<F>) -> bool {
 #[inline(always)]
 pub fn deny_now<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, opening: bool) {
     let (packets, bytes) = w.weight();
-    let w = &*w;
     env.count(w.decision.reason, packets, bytes);
-    let denial = Denial {
+    describe(w, opening);
+    let told = &mut w.told;
+    *told = Aggregated::default();
+    let mut slot = None;
+    if opening && w.denied.protocol == protocol::TCP && is_lasting(&w.decision) {
+        // What was counted there comes first, so that the aggregate knows how many packets it has.
+        slot = negative::settle(env, &w.denied);
+    }
+    env.deny(&w.denied, &w.denial, told);
+    if told.again
+        && let Some(slot) = slot
+    {
+        negative::remember(env, slot, &w.denied, &w.denial, told);
+    }
+    if told.announce {
+        announce_denial(env, w, opening);
+    }
+}
+
+/// Writes the key of the denial's aggregate, and the denial.
+#[inline(always)]
+fn describe<F: Tabled>(w: &mut Workspace<F>, opening: bool) {
+    let (packets, bytes) = w.weight();
+    w.denied = DenyKey {
+        initiator: F::mapped(&w.packet.src),
+        responder: F::mapped(&w.packet.dst),
+        rule: w.decision.rule,
+        port: w.packet.policy_port.to_be_bytes(),
+        protocol: w.packet.protocol,
+        reason: w.decision.reason as u8,
+        direction: w.direction as u8,
+        family: F::VERSION,
+        opening: opening as u8,
+        pad: 0,
+    };
+    w.denial = Denial {
         packets,
         bytes,
         now: w.now.jiffies,
@@ -113,24 +150,17 @@ pub fn deny_now<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>, opening: boo
         },
         source_port: w.packet.src_port,
     };
-    let announce = env.deny(
-        |key| {
-            key.initiator = octets(F::mapped_words(&w.packet.src));
-            key.responder = octets(F::mapped_words(&w.packet.dst));
-            key.rule = w.decision.rule;
-            key.port = w.packet.policy_port.to_be_bytes();
-            key.protocol = w.packet.protocol;
-            key.reason = w.decision.reason as u8;
-            key.direction = w.direction as u8;
-            key.family = F::VERSION;
-            key.opening = opening as u8;
-            key.pad = 0;
-        },
-        &denial,
-    );
-    if announce {
-        announce_denial(env, w, opening);
-    }
+}
+
+/// Whether the same SYN would be denied again for as long as content and failsafes stay: not for want of room, and not
+/// until some moment only.
+#[inline(always)]
+const fn is_lasting(decision: &Decision) -> bool {
+    decision.expiry == 0
+        && !matches!(
+            decision.reason,
+            DropReason::TableFull | DropReason::Contended
+        )
 }
 
 #[cfg_attr(target_arch = "bpf", inline(never))]

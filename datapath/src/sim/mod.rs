@@ -17,7 +17,8 @@ use std::vec::Vec;
 use crate::abi::{
     ActiveWord, AddrValue, ClassKey, ClassValue, Config, Counter, DenyKey, DenyValue,
     EndpointValue, Event, FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, FragmentKey,
-    FragmentValue, Key4, Key6, Loss, RuleKey, RuleValue, Set4, Set6, Tables, config_flags,
+    FragmentValue, Key4, Key6, Loss, Negative, RuleKey, RuleValue, Set4, Set6, Tables,
+    config_flags,
 };
 use crate::conntrack::State;
 use crate::drop_reason::DropReason;
@@ -25,8 +26,9 @@ use crate::flow::FlowRef;
 use crate::fragment;
 use crate::hash::SECRET_WORDS;
 use crate::ids::Direction;
+use crate::negative::denied_again;
 use crate::packet::{Family, PacketRead, V4, V6, parse4, parse6};
-use crate::pipeline::{Action, Denial, Direct, Env, Workspace, established};
+use crate::pipeline::{Action, Aggregated, Denial, Direct, Env, Workspace, established};
 use crate::table::{self, Memory};
 use crate::verdict::PolicyLookup;
 
@@ -130,7 +132,8 @@ pub struct Sim {
     table4: FlowTable<Set4, Key4, Flow4>,
     table6: FlowTable<Set6, Key6, Flow6>,
     buckets: tables::Words,
-    /// Denials.
+    negatives: tables::Negatives,
+    /// Denials; those that negative entries have counted come with [`Sim::fold`].
     pub denies: RefCell<HashMap<DenyKey, DenyValue>>,
     /// Packets that come in fragments.
     pub fragments: RefCell<HashMap<FragmentKey, Box<FragmentValue>>>,
@@ -226,6 +229,19 @@ impl Sim {
         self.table4 = FlowTable::new(flows4);
         self.table6 = FlowTable::new(flows6);
         self.buckets = tables::Words::new(table::BUCKETS as usize);
+        self.negatives = tables::Negatives::new();
+    }
+
+    /// Empties the negative entries, and with them what was not moved.
+    pub fn clear_negatives(&mut self) {
+        self.negatives = tables::Negatives::new();
+    }
+
+    /// Moves what negative entries have counted to the aggregates.
+    pub fn fold(&self) {
+        for slot in 0..crate::negative::SLOTS {
+            crate::negative::fold_now::<V4, _>(self, slot);
+        }
     }
 
     /// Every IPv4 flow.
@@ -283,6 +299,12 @@ impl Sim {
         match protocol {
             0x0800 if self.fast && established::<V4, _, _>(self, &bytes) => Action::Pass,
             0x86dd if self.fast && established::<V6, _, _>(self, &bytes) => Action::Pass,
+            0x0800 if self.fast && denied_again::<V4, _, _>(self, &bytes, direction) => {
+                Action::Drop
+            }
+            0x86dd if self.fast && denied_again::<V6, _, _>(self, &bytes, direction) => {
+                Action::Drop
+            }
             0x0800 => {
                 let mut w = Workspace::<V4>::default();
                 let parsed = parse4(&bytes, 14, &mut w.packet);
@@ -488,11 +510,13 @@ macro_rules! env {
                 true
             }
 
-            fn deny(&self, fill: impl FnOnce(&mut DenyKey), denial: &Denial) -> bool {
-                let mut key = DenyKey::default();
-                fill(&mut key);
+            fn negative(&self, slot: u32) -> Option<*mut Negative> {
+                self.negatives.at(slot)
+            }
+
+            fn deny(&self, key: &DenyKey, denial: &Denial, told: &mut Aggregated) {
                 let mut denies = self.denies.borrow_mut();
-                if let Some(value) = denies.get_mut(&key) {
+                if let Some(value) = denies.get_mut(key) {
                     let again = denial.is_announced(&self.config, value.packets, value.announced);
                     value.packets += denial.packets;
                     value.bytes += denial.bytes;
@@ -501,14 +525,21 @@ macro_rules! env {
                     if again {
                         value.announced = denial.now;
                     }
-                    return again;
+                    *told = Aggregated {
+                        announce: again,
+                        again: true,
+                        packets: value.packets,
+                        announced: value.announced,
+                    };
+                    return;
                 }
                 if denies.len() >= self.deny_capacity {
                     self.miss(Loss::DenyTableFull);
-                    return true;
+                    told.announce = true;
+                    return;
                 }
                 denies.insert(
-                    key,
+                    *key,
                     DenyValue {
                         packets: denial.packets,
                         bytes: denial.bytes,
@@ -522,7 +553,7 @@ macro_rules! env {
                         source_port: u32::from(denial.source_port),
                     },
                 );
-                true
+                told.announce = true;
             }
 
             fn count(&self, reason: DropReason, packets: u64, bytes: u64) {

@@ -8,8 +8,9 @@ use std::boxed::Box;
 use std::collections::HashMap;
 use std::vec::Vec;
 
-use crate::abi::{Flow4, Flow6, Key4, Key6, Set4, Set6};
+use crate::abi::{Flow4, Flow6, Key4, Key6, Negative, Set4, Set6};
 use crate::flow::{Meta, slot};
+use crate::negative;
 use crate::table::{self, WAYS};
 
 /// Words that the pipeline reaches by pointer.
@@ -25,6 +26,24 @@ impl Words {
         // SAFETY: the vector itself is never changed while pointers into it are used; a simulated host is one thread.
         let words = unsafe { &mut *self.0.get() };
         words.get_mut(index as usize).map(core::ptr::from_mut)
+    }
+}
+
+/// Negative entries.
+#[derive(Default)]
+pub(super) struct Negatives(UnsafeCell<Vec<Negative>>);
+
+impl Negatives {
+    pub(super) fn new() -> Self {
+        Self(UnsafeCell::new(
+            std::vec![Negative::default(); negative::SLOTS as usize],
+        ))
+    }
+
+    pub(super) fn at(&self, slot: u32) -> Option<*mut Negative> {
+        // SAFETY: as for `Words`.
+        let entries = unsafe { &mut *self.0.get() };
+        entries.get_mut(slot as usize).map(core::ptr::from_mut)
     }
 }
 

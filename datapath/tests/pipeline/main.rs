@@ -5,6 +5,7 @@ mod corners;
 mod fragments;
 mod hostile;
 mod lifetime;
+mod negative;
 mod policy;
 mod sessions;
 mod support;

@@ -69,6 +69,7 @@ fn what_the_content_lacks_is_denied() {
     assert_eq!(sim.send(&syn, Ingress), Drop, "no cell");
     assert_eq!(sim.dropped(DropReason::NoPolicyEntry), 2);
     sim.slots[1].endpoints.clear();
+    sim.clear_negatives();
     assert_eq!(sim.send(&syn, Ingress), Drop, "no endpoint");
     assert_eq!(sim.dropped(DropReason::NoEndpoint), 1);
 }
