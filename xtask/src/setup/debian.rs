@@ -67,6 +67,8 @@ pub(crate) const FOR_TESTS: &[Package] = &[
     Package::program("nftables", "nft"),
     Package::program("netcat-openbsd", "nc"),
     Package::program("iputils-ping", "ping"),
+    Package::program("iperf3", "iperf3"),
+    Package::program("traceroute", "traceroute"),
     Package::program("procps", "ps"),
     Package::program("tshark", "tshark"),
 ];
