@@ -9,7 +9,7 @@ use prost::Message;
 use tracing::{error, warn};
 
 use super::attribution::{self, Sockets};
-use super::{Host, lock};
+use super::{Host, lock, memory};
 use crate::control::wire;
 use crate::flows::Record;
 use crate::flows::attribute::Joiner;
@@ -22,6 +22,8 @@ use datapath::abi::maps;
 const DRAIN: Duration = Duration::from_millis(10);
 const FLUSH: Duration = Duration::from_millis(100);
 const SWEEP: Duration = Duration::from_secs(1);
+/// How often freed memory is given back.
+const GIVE_BACK: Duration = Duration::from_secs(5);
 const DRAIN_LIMIT: usize = 65_536;
 const BATCH_RECORDS: usize = 1024;
 /// Batches that a restart reads to know what was already said.
@@ -53,6 +55,7 @@ struct Worker {
     reported: BTreeMap<String, u64>,
     flushed: Instant,
     swept: Instant,
+    gave_back: Instant,
 }
 
 impl Worker {
@@ -90,6 +93,7 @@ impl Worker {
             reported,
             flushed: Instant::now(),
             swept: Instant::now(),
+            gave_back: Instant::now(),
             host: Arc::clone(host),
         })
     }
@@ -150,6 +154,11 @@ impl Worker {
             .malformed
             .store(self.events.malformed(), Ordering::Relaxed);
         self.host.note_sweep(pass.flows);
+        drop(pass);
+        if self.gave_back.elapsed() >= GIVE_BACK {
+            memory::give_back();
+            self.gave_back = Instant::now();
+        }
     }
 
     /// Makes what is pending durable. If the disk refuses, the records are lost and counted: enforcement

@@ -8,6 +8,7 @@ mod attribution;
 mod breaker;
 pub mod collector;
 mod devices;
+mod memory;
 pub mod status;
 mod tasks;
 

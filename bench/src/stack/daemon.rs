@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::{self, File};
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use agent::flows::spool::Spool;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 use prost::Message;
 use proto::v1::FlowBatch;
@@ -18,9 +20,8 @@ use serde_json::{Value, json};
 
 use super::netns::Netns;
 use super::policy::PEER_COUNT;
-use super::wire::NO_MAC;
 use super::world::{HOST_DEVICE, PEER_DEVICE, index, wire_up};
-use crate::frames::{PEERS, SERVICE, peer4};
+use crate::frames::{LOCAL4, PEERS, SERVICE, peer4};
 use crate::host::BPFFS;
 
 /// For what must happen, however busy the machine is.
@@ -39,10 +40,12 @@ pub(crate) struct Daemon {
     binary: PathBuf,
     dir: PathBuf,
     child: Child,
-    /// Frames of neither side are for the other's stack: they end behind the hooks.
     pub(crate) host: Netns,
+    /// Has every peer's address.
     pub(crate) peer: Netns,
     pub(crate) peer_device: u32,
+    /// Takes and drops the datagrams: nobody answers them, and no error either.
+    _sink: UdpSocket,
 }
 
 /// Processor time of a process and when it was read.
@@ -63,7 +66,10 @@ impl Used {
 impl Daemon {
     /// Starts the agent with the policy of ten thousand rules and waits until it has armed the host.
     pub(crate) fn start(binary: &Path) -> Result<Self> {
-        let (host, peer) = wire_up(NO_MAC, NO_MAC)?;
+        let (host, peer) = wire_up()?;
+        peer.ip(&["route", "add", "local", "10.64.0.0/16", "dev", "lo"])?;
+        let sink = host.run(|| UdpSocket::bind((LOCAL4, SERVICE)).context("binding the sink"))?;
+        setsockopt(&sink, sockopt::RcvBuf, &0)?;
         let dir = Path::new(BPFFS).join("cofferdam-bench-state");
         fs::create_dir_all(&dir).context("making a mount point")?;
         let none: Option<&Path> = None;
@@ -102,6 +108,7 @@ impl Daemon {
             peer_device: index(&peer, PEER_DEVICE)?,
             host,
             peer,
+            _sink: sink,
         };
         daemon.wait_until_armed()?;
         Ok(daemon)

@@ -2,14 +2,15 @@
 //! recorded or counted as lost.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddrV4, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect, sendto,
+    socket,
 };
 use proto::convert::to_address;
 use proto::v1::FlowRecord;
@@ -19,7 +20,7 @@ use super::daemon::Daemon;
 use super::generator::{self, FIRST_PORT, Generator, Order, Traffic, Way};
 use super::netns::Netns;
 use super::policy::PEER_COUNT;
-use super::wire::{self, ACK, End, FIN, NO_MAC, SYN};
+use super::wire::{self, End, HOST_MAC};
 use crate::frames::{LOCAL4, PEERS, SERVICE};
 
 /// Between two groups of connections.
@@ -31,7 +32,7 @@ const FLOOD_STEP: u32 = 65_536;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Shape {
-    /// TCP from SYN to the last acknowledgment, six packets: announced and closed.
+    /// TCP between real sockets, closed at once: announced, attributed to a process, and ended.
     Connection,
     /// One datagram that is never answered.
     Datagram,
@@ -169,71 +170,91 @@ fn number_of(record: &FlowRecord) -> Option<usize> {
     usize::try_from(turn * PEER_COUNT + peer).ok()
 }
 
-/// A socket that sends whole IPv4 packets (raw(7), `IPPROTO_RAW`).
-fn raw_socket(namespace: &Netns) -> Result<OwnedFd> {
-    namespace.run(|| {
-        socket(
-            AddressFamily::Inet,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::Raw,
-        )
-        .context("a raw socket")
-    })
+/// Both ends of what is sent at a rate.
+struct Ends<'a> {
+    peer: &'a Netns,
+    listener: TcpListener,
+    /// Sends whole IPv4 packets (raw(7), `IPPROTO_RAW`).
+    raw: OwnedFd,
 }
 
-fn send(socket: &OwnedFd, packet: &[u8], to: End) -> Result<()> {
-    let to = SockaddrIn::from(SocketAddrV4::new(to.0, to.1));
-    sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty()).context("sending a packet")?;
-    Ok(())
+impl<'a> Ends<'a> {
+    fn open(daemon: &'a Daemon) -> Result<Self> {
+        let listener = daemon
+            .host
+            .run(|| TcpListener::bind((LOCAL4, SERVICE)).context("listening"))?;
+        let raw = daemon.peer.run(|| {
+            socket(
+                AddressFamily::Inet,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC,
+                SockProtocol::Raw,
+            )
+            .context("a raw socket")
+        })?;
+        Ok(Self {
+            peer: &daemon.peer,
+            listener,
+            raw,
+        })
+    }
+
+    fn one(&self, shape: Shape, from: End) -> Result<()> {
+        match shape {
+            Shape::Connection => self.connection(from),
+            Shape::Datagram => self.datagram(from),
+        }
+    }
+
+    /// Opens a connection and closes it, the peer first. One thread has both ends: over veth the whole handshake is done
+    /// when `connect` returns.
+    fn connection(&self, from: End) -> Result<()> {
+        let client = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
+        bind(client.as_raw_fd(), &address(from))
+            .with_context(|| format!("binding to {}:{}", from.0, from.1))?;
+        connect(client.as_raw_fd(), &address((LOCAL4, SERVICE))).context("connecting")?;
+        let (server, _) = self.listener.accept()?;
+        drop(client);
+        drop(server);
+        Ok(())
+    }
+
+    fn datagram(&self, from: End) -> Result<()> {
+        let host = (LOCAL4, SERVICE);
+        let packet = wire::udp(from, host, &[0; 18]);
+        let flags = MsgFlags::empty();
+        sendto(self.raw.as_raw_fd(), &packet, &address(host), flags).context("sending")?;
+        Ok(())
+    }
+}
+
+fn address(end: End) -> SockaddrIn {
+    SockaddrIn::from(SocketAddrV4::new(end.0, end.1))
 }
 
 /// Sends at a rate, a group every millisecond.
 fn paced(daemon: &Daemon, step: &Step, rate: u32, first: u32) -> Result<Duration> {
-    let sockets = [raw_socket(&daemon.peer)?, raw_socket(&daemon.host)?];
-    std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                super::alone(0)?;
-                let begin = Instant::now();
-                let mut sent = 0;
-                while sent < step.count {
-                    let due = (begin.elapsed().as_secs_f64() * f64::from(rate)) as u32;
-                    while sent < due.min(step.count) {
-                        let from = generator::source(PEERS, PEER_COUNT, first + sent);
-                        connect(&sockets, step.shape, from)?;
-                        sent += 1;
-                    }
-                    std::thread::sleep(TICK);
-                }
-                Ok(begin.elapsed())
-            })
-            .join()
-            .map_err(|_| anyhow!("the sending thread panicked"))?
-    })
-}
-
-/// One connection; the first socket is the peer's, the second the host's.
-fn connect(sockets: &[OwnedFd; 2], shape: Shape, peer: End) -> Result<()> {
-    let host = (LOCAL4, SERVICE);
-    if shape == Shape::Datagram {
-        return send(&sockets[0], &wire::udp(peer, host, &[0; 18]), host);
-    }
-    for (inbound, numbers, flags) in [
-        (true, (1_000, 0), SYN),
-        (false, (5_000, 1_001), SYN | ACK),
-        (true, (1_001, 5_001), ACK),
-        (true, (1_001, 5_001), FIN | ACK),
-        (false, (5_001, 1_002), FIN | ACK),
-        (true, (1_002, 5_002), ACK),
-    ] {
-        if inbound {
-            send(&sockets[0], &wire::tcp(peer, host, numbers, flags), host)?;
-        } else {
-            send(&sockets[1], &wire::tcp(host, peer, numbers, flags), peer)?;
+    let ends = Ends::open(daemon)?;
+    ends.peer.run(|| {
+        super::alone(0)?;
+        let begin = Instant::now();
+        let mut sent = 0;
+        while sent < step.count {
+            let due = (begin.elapsed().as_secs_f64() * f64::from(rate)) as u32;
+            while sent < due.min(step.count) {
+                let from = generator::source(PEERS, PEER_COUNT, first + sent);
+                ends.one(step.shape, from)?;
+                sent += 1;
+            }
+            std::thread::sleep(TICK);
         }
-    }
-    Ok(())
+        Ok(begin.elapsed())
+    })
 }
 
 /// Datagrams as fast as they can be made.
@@ -249,7 +270,7 @@ fn flood(daemon: &Daemon, step: &Step, first: u32) -> Result<Duration> {
     };
     let nobody = (std::net::Ipv4Addr::UNSPECIFIED, 0);
     let packet = wire::udp(nobody, (LOCAL4, SERVICE), &[0; 18]);
-    let frame = wire::ethernet(NO_MAC, &packet);
+    let frame = wire::ethernet(HOST_MAC, &packet);
     let generator = Generator::new(frame, &traffic, Way::Device(daemon.peer_device))?;
     let mut took = Duration::ZERO;
     let mut left = step.count;

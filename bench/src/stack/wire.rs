@@ -6,15 +6,12 @@ use datapath::ids::protocol;
 
 /// Length of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
-/// The host's device; frames for another address end behind the firewall hook (`PACKET_OTHERHOST`).
+/// The host's device.
 pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// The peer's device.
 pub(crate) const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
-/// Nobody's.
-pub(crate) const NO_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
 /// TCP flags (RFC 9293 §3.1).
-pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const ACK: u8 = 0x10;
 

@@ -92,9 +92,8 @@ fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// Two namespaces with a veth pair, addresses, routes and neighbours that never change: what each takes for the other's
-/// hardware address.
-pub(crate) fn wire_up(host_mac: [u8; 6], peer_mac: [u8; 6]) -> Result<(Netns, Netns)> {
+/// Two namespaces with a veth pair, addresses, routes and neighbours that never change.
+pub(crate) fn wire_up() -> Result<(Netns, Netns)> {
     let (host, peer) = (Netns::new()?, Netns::new()?);
     for namespace in [&host, &peer] {
         // Senders that there is no route to are part of what is measured.
@@ -121,8 +120,8 @@ pub(crate) fn wire_up(host_mac: [u8; 6], peer_mac: [u8; 6]) -> Result<(Netns, Ne
     add.extend(["address", &theirs, "netns", &path]);
     host.ip(&add)?;
     for (namespace, device, own, other, other_mac) in [
-        (&host, HOST_DEVICE, local.as_str(), PEER_ROUTER, peer_mac),
-        (&peer, PEER_DEVICE, real.as_str(), local.as_str(), host_mac),
+        (&host, HOST_DEVICE, local.as_str(), PEER_ROUTER, PEER_MAC),
+        (&peer, PEER_DEVICE, real.as_str(), local.as_str(), HOST_MAC),
     ] {
         let other_mac = mac(other_mac);
         namespace.ip(&["addr", "add", own, "dev", device])?;
@@ -172,7 +171,7 @@ impl World {
 
     /// As [`Self::new`], with other rules for nftables.
     pub(crate) fn with_rules(firewall: Firewall, rules: &str) -> Result<Self> {
-        let (host, peer) = wire_up(HOST_MAC, PEER_MAC)?;
+        let (host, peer) = wire_up()?;
         let mut world = Self {
             firewall,
             peer_device: index(&peer, PEER_DEVICE)?,
