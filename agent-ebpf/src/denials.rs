@@ -23,8 +23,10 @@ pub fn aggregate(key: &DenyKey, denial: &Denial, told: &mut Aggregated) {
     };
     // SAFETY: this CPU's own slot.
     let scratch = unsafe { &mut *scratch };
+    // Linux 6.1 takes no key from memory that a global function was given, only from a map or the stack.
+    scratch.deny_key = *key;
     let map: *mut c_void = (&raw const maps::DENIES).cast_mut().cast();
-    let found: Option<NonNull<DenyValue>> = lookup(map, key);
+    let found: Option<NonNull<DenyValue>> = lookup(map, &scratch.deny_key);
     if let Some(value) = found {
         again(value.as_ptr(), denial, told);
         return;
@@ -45,7 +47,7 @@ pub fn aggregate(key: &DenyKey, denial: &Denial, told: &mut Aggregated) {
     let result = unsafe {
         bpf_map_update_elem(
             map,
-            ptr::from_ref(key).cast(),
+            ptr::from_ref(&scratch.deny_key).cast(),
             ptr::from_ref(&scratch.deny_value).cast(),
             u64::from(BPF_NOEXIST),
         )
@@ -53,7 +55,7 @@ pub fn aggregate(key: &DenyKey, denial: &Denial, told: &mut Aggregated) {
     match result {
         0 => told.announce = true,
         EEXIST => {
-            let found: Option<NonNull<DenyValue>> = lookup(map, key);
+            let found: Option<NonNull<DenyValue>> = lookup(map, &scratch.deny_key);
             if let Some(value) = found {
                 again(value.as_ptr(), denial, told);
             }

@@ -153,6 +153,10 @@ pub struct Scratch {
     pub flow4: Flow4,
     /// An IPv6 entry being made.
     pub flow6: Flow6,
+    /// A denial's key.
+    pub deny_key: DenyKey,
+    /// Zero.
+    pub pad: u32,
     /// A denial's value.
     pub deny_value: DenyValue,
     /// A failsafe's key.
