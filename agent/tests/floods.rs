@@ -318,6 +318,7 @@ fn what_is_denied_takes_no_room_and_is_counted() {
     assert_eq!(passed, 0);
     assert_eq!(views.len(), field.sessions.len(), "no entry was made");
     assert_eq!(reasons.values().sum::<u64>(), size as u64);
+    field.rig.kernel.fold_negatives().expect("moved");
     let denials = field.rig.kernel.denial_entries().expect("denials");
     let told: u64 = denials.iter().map(|(_, value)| value.packets).sum();
     let unnamed = losses.get("deny-table-full").copied().unwrap_or(0);

@@ -113,14 +113,14 @@ fn a_restart_never_opens_and_never_cuts_every_other_step() {
 }
 
 /// A host that was never armed is open, or it is armed: no death leaves it closed to what policy allows, or armed on
-/// one family or hook only. The next agent arms it, whatever was left. Every seventh step, or as
+/// one family or hook only. The next agent arms it, whatever was left. Every tenth step, or as
 /// `COFFERDAM_TEST_STRIDE` says.
 #[test]
 fn a_first_start_leaves_an_open_host_or_an_armed_one() {
     let Some(mut scene) = Scene::new("a_first_start_leaves_an_open_host_or_an_armed_one") else {
         return;
     };
-    let stride = setting("COFFERDAM_TEST_STRIDE", 7);
+    let stride = setting("COFFERDAM_TEST_STRIDE", 10);
     let mut deaths = Deaths::default();
     let mut left = [0, 0];
     for nth in (0..).step_by(stride) {

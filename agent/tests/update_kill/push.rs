@@ -18,6 +18,7 @@ use datapath::pipeline::Action;
 
 use crate::contents::{CONTENTS, crossed, mixture, snapshot, tables, telling, told};
 use crate::steps::{End, killed_after, killed_before};
+use crate::support::frames::is_v6;
 use crate::support::rig::Rig;
 use crate::support::rng::{Rng, seed, setting};
 use crate::support::run::passes;
@@ -77,7 +78,8 @@ impl Bench {
             .filter(|part| !tables(0).part(*part).is_empty())
         {
             self.rig.fill(1, &mixture(0, 1, part));
-            self.rig.set_word(ActiveWord::committed(1, 1));
+            // A verdict is remembered for its generation.
+            self.rig.set_word(ActiveWord::committed(1 + part as u32, 1));
             // Modes say nothing by themselves here; the digest of the tables does.
             assert!(
                 self.seen().is_none() || part == Part::Endpoints,
@@ -347,9 +349,14 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     fn run(&self, program: &std::os::fd::OwnedFd) {
-        let frames = crossed();
+        let mut frames = crossed();
+        let mut ports = (1024..=u16::MAX).cycle();
         while !self.stop.load(Ordering::Acquire) {
-            for frame in &frames {
+            // Denials of a tuple are remembered: each packet is to be judged.
+            let port = ports.next().expect("a cycle").to_be_bytes();
+            for frame in &mut frames {
+                let at = if is_v6(frame) { 54 } else { 34 };
+                frame[at..at + 2].copy_from_slice(&port);
                 let passed = passes(program, frame);
                 self.passed.fetch_add(u64::from(passed), Ordering::Relaxed);
             }
