@@ -48,18 +48,27 @@ pub(crate) struct Daemon {
     _sink: UdpSocket,
 }
 
-/// Processor time of a process and when it was read.
+/// Processor time of a process, how long it was ready and did not get any, and when both were read.
 #[derive(Clone, Copy)]
 pub(crate) struct Used {
     cpu_ns: u64,
+    wait_ns: u64,
     at: Instant,
 }
 
 impl Used {
     /// Percent of one CPU since then.
     pub(crate) fn percent_until(self, now: Self) -> f64 {
-        let cpu = now.cpu_ns.saturating_sub(self.cpu_ns) as f64 / 1e9;
-        100.0 * cpu / now.at.duration_since(self.at).as_secs_f64()
+        self.share(now, now.cpu_ns.saturating_sub(self.cpu_ns))
+    }
+
+    /// Percent of the time since then that a thread was ready to run and waited for a CPU.
+    pub(crate) fn waited_until(self, now: Self) -> f64 {
+        self.share(now, now.wait_ns.saturating_sub(self.wait_ns))
+    }
+
+    fn share(self, now: Self, ns: u64) -> f64 {
+        100.0 * ns as f64 / 1e9 / now.at.duration_since(self.at).as_secs_f64()
     }
 }
 
@@ -161,20 +170,23 @@ impl Daemon {
         serde_json::from_value(status["losses"].clone()).context("the agent's losses")
     }
 
-    /// Processor time of every thread so far (`/proc/PID/task/TID/schedstat`, nanoseconds; threads that ended are in
-    /// none, and the agent ends none while it runs).
+    /// Processor time of every thread so far (`/proc/PID/task/TID/schedstat`, nanoseconds: ran, waited; threads that
+    /// ended are in none, and the agent ends none while it runs).
     pub(crate) fn used(&self) -> Result<Used> {
-        let mut cpu_ns = 0;
-        let at = Instant::now();
+        let mut used = Used {
+            cpu_ns: 0,
+            wait_ns: 0,
+            at: Instant::now(),
+        };
         for task in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
             let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-            cpu_ns += text
+            let mut words = text
                 .split_whitespace()
-                .next()
-                .and_then(|word| word.parse::<u64>().ok())
-                .unwrap_or(0);
+                .filter_map(|word| word.parse::<u64>().ok());
+            used.cpu_ns += words.next().unwrap_or(0);
+            used.wait_ns += words.next().unwrap_or(0);
         }
-        Ok(Used { cpu_ns, at })
+        Ok(used)
     }
 
     /// Resident bytes but those of mapped kernel maps.

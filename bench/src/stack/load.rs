@@ -62,6 +62,9 @@ pub(crate) struct Outcome {
     pub(crate) lost: BTreeMap<String, u64>,
     /// The agent's processor time, percent of one CPU.
     pub(crate) cpu_percent: f64,
+    /// How long its threads were ready and waited for a CPU, percent of the time: where this is much, it is the machine
+    /// that does not keep up.
+    pub(crate) waited_percent: f64,
 }
 
 impl Outcome {
@@ -154,6 +157,7 @@ fn one(daemon: &Daemon, step: &Step, first: u32) -> Result<Outcome> {
         recorded: 0,
         lost,
         cpu_percent: used.percent_until(now),
+        waited_percent: used.waited_until(now),
     })
 }
 
@@ -315,6 +319,7 @@ mod tests {
             recorded: 8,
             lost: BTreeMap::from([("ring-full".into(), 1)]),
             cpu_percent: 0.0,
+            waited_percent: 0.0,
         };
         assert_eq!((outcome.missing(), outcome.unreported()), (2, 1));
         outcome.lost.insert("displaced".into(), 1);

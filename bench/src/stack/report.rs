@@ -154,9 +154,9 @@ impl Report {
     fn write_load(&self, out: &mut String) -> std::fmt::Result {
         writeln!(
             out,
-            "| agent under load | asked a second | reached | sent | recorded | counted losses | unreported | agent's CPU, % of one |"
+            "| agent under load | asked a second | reached | sent | recorded | counted losses | unreported | agent's CPU, % of one | waited for one, % |"
         )?;
-        writeln!(out, "| --- |{} --: |", " --: |".repeat(6))?;
+        writeln!(out, "| --- |{} --: |", " --: |".repeat(7))?;
         for outcome in &self.load.steps {
             let Outcome {
                 shape,
@@ -166,6 +166,7 @@ impl Report {
                 recorded,
                 lost,
                 cpu_percent,
+                waited_percent,
             } = outcome;
             let what = match shape {
                 Shape::Connection => "TCP connections, opened and closed",
@@ -181,7 +182,7 @@ impl Report {
             }
             writeln!(
                 out,
-                "| {what} | {asked} | {rate:.0} | {sent} | {recorded} | {} | {} | {cpu_percent:.1} |",
+                "| {what} | {asked} | {rate:.0} | {sent} | {recorded} | {} | {} | {cpu_percent:.1} | {waited_percent:.0} |",
                 causes.join(", "),
                 outcome.unreported()
             )?;
@@ -336,6 +337,7 @@ mod tests {
                     recorded,
                     lost: BTreeMap::from([("ring-full".into(), 10)]),
                     cpu_percent: 1.0,
+                    waited_percent: 0.0,
                 }],
             },
         }
