@@ -8,8 +8,8 @@ use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
 };
 use datapath::abi::{
-    ActiveWord, AddrValue, Cidr4Key, Cidr6Key, Config, DenyKey, EndpointValue, Event, Flow4, Flow6,
-    Key4, Key6, Loss, Negative, Tables, mode,
+    ActiveWord, AddrValue, Config, DenyKey, EndpointValue, Event, Flow4, Flow6, Key4, Key6, Loss,
+    Negative, Tables, mode,
 };
 use datapath::drop_reason::DropReason;
 use datapath::flow::FlowRef;
@@ -146,7 +146,7 @@ fn keep(skb: *mut __sk_buff) {
 
 /// What differs between the families: which maps.
 macro_rules! env {
-    ($family:ident, $addr_map:ident, $cidr_map:ident, $cidr_key:ident, $bits:literal, $flows:ident, $locks:ident, $spill:ident, $key:ident, $flow:ident, $scratch:ident, $decide:ident, $denied:ident, $opened:ident, $lock:ident, $claim:ident, $follow:ident) => {
+    ($family:ident, $addr_map:ident, $cidr_map:ident, $cidr:ident, $bits:literal, $flows:ident, $locks:ident, $spill:ident, $key:ident, $flow:ident, $scratch:ident, $decide:ident, $denied:ident, $opened:ident, $lock:ident, $claim:ident, $follow:ident) => {
         impl Memory<$family> for Kernel {
             #[inline(always)]
             fn tables(&self) -> Option<&Tables> {
@@ -238,15 +238,18 @@ macro_rules! env {
 
             #[inline(always)]
             fn binding(&self, slot: u32, addr: &<$family as Family>::Addr) -> AddrValue {
-                let exact: Option<AddrValue> = inner!($addr_map, slot, addr);
+                let Some(scratch) = self.scratch() else {
+                    return AddrValue::default();
+                };
+                // Linux 6.1 takes no key from memory that a global function was given, only from a map or the stack.
+                let key = &mut scratch.$cidr;
+                key.addr = *addr;
+                let exact: Option<AddrValue> = inner!($addr_map, slot, &key.addr);
                 if let Some(value) = exact {
                     return value;
                 }
-                let key = $cidr_key {
-                    prefix_len: $bits,
-                    addr: *addr,
-                };
-                let prefix: Option<AddrValue> = inner!($cidr_map, slot, &key);
+                key.prefix_len = $bits;
+                let prefix: Option<AddrValue> = inner!($cidr_map, slot, &*key);
                 prefix.unwrap_or_default()
             }
 
@@ -416,11 +419,11 @@ macro_rules! env {
 }
 
 env!(
-    V4, ADDR4, CIDR4, Cidr4Key, 32, FLOWS4, LOCKS4, SPILL4, Key4, Flow4, flow4, decide4, denied4,
+    V4, ADDR4, CIDR4, cidr4, 32, FLOWS4, LOCKS4, SPILL4, Key4, Flow4, flow4, decide4, denied4,
     opened4, lock4, claim4, follow4
 );
 env!(
-    V6, ADDR6, CIDR6, Cidr6Key, 128, FLOWS6, LOCKS6, SPILL6, Key6, Flow6, flow6, decide6, denied6,
+    V6, ADDR6, CIDR6, cidr6, 128, FLOWS6, LOCKS6, SPILL6, Key6, Flow6, flow6, decide6, denied6,
     opened6, lock6, claim6, follow6
 );
 

@@ -5,9 +5,9 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use datapath::abi::{
-    AddrValue, ClassCells, ClassKey, Clock, Config, Counter, DenyKey, DenyValue, EndpointValue,
-    FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, FragmentKey, FragmentValue, Key4, Key6,
-    Loss, Negative, RuleKey, RuleValue, Set4, Set6, Tables, tails,
+    AddrValue, Cidr4Key, Cidr6Key, ClassCells, ClassKey, Clock, Config, Counter, DenyKey,
+    DenyValue, EndpointValue, FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, FragmentKey,
+    FragmentValue, Key4, Key6, Loss, Negative, RuleKey, RuleValue, Set4, Set6, Tables, tails,
 };
 use datapath::drop_reason::DropReason;
 use datapath::negative::SLOTS as NEGATIVE_SLOTS;
@@ -159,6 +159,10 @@ pub struct Scratch {
     pub pad: u32,
     /// A denial's value.
     pub deny_value: DenyValue,
+    /// An IPv4 address that is looked up.
+    pub cidr4: Cidr4Key,
+    /// An IPv6 address that is looked up.
+    pub cidr6: Cidr6Key,
     /// A failsafe's key.
     pub failsafe_key: FailsafeKey,
 }
