@@ -100,8 +100,21 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
     "datapath/src/table/mod.rs" {
         "whose peer it is": "(verdict & bits::EGRESS != 0) == (verdict & bits::INITIATOR_HI != 0)" => "verdict & bits::INITIATOR_HI == 0";
     }
+    "datapath/src/negative.rs" {
+        "a denial holds for one content": "if word::load(&raw const (*entry).valid) != valid(active.generation(), config)" => "if word::load(&raw const (*entry).valid) == 0";
+        "a denial is of one tuple": "            || !tuple.is_of(entry)\n" => "";
+        "a denial that is counted": "let after = before + packets * pending::PACKET + bytes;" => "let after = before + bytes;";
+        "denials while arming": "    if active.is_learning()\n" => "    if active.generation() == u32::MAX\n";
+    }
+    "agent-ebpf/src/content.rs" {
+        "the active slot": "found!(CLASSES, self.slot, key)" => "found!(CLASSES, self.slot ^ 1, key)";
+        "cells of a port that are said to be absent": "if present.wrapping_shr(cells::bit(protocol, key.port)) & 1 != 0" => "if present.wrapping_shr(cells::bit(protocol, key.port) + 1) & 1 != 0";
+        "a range comes before the protocol": "if present & cells::RANGES != 0" => "if present & cells::RANGES == u64::MAX";
+        "the cell of a protocol": "if present & cells::PROTOCOLS != 0 {" => "if present & cells::PROTOCOLS == u64::MAX {";
+        "the cell of everything else": "if present & cells::DEFAULT != 0 {" => "if present & cells::DEFAULT == u64::MAX {";
+        "failsafes said to be absent": "Direction::Egress => egress," => "Direction::Egress => u64::MAX,";
+    }
     "agent-ebpf/src/env.rs" {
-        "prefixes of unbound addresses": "prefix_len: $bits," => "prefix_len: $bits - 8,";
-        "the active slot": "inner!(RULES, self.slot, key)" => "inner!(RULES, self.slot ^ 1, key)";
+        "prefixes of unbound addresses": "key.prefix_len = $bits;" => "key.prefix_len = $bits - 8;";
     }
 };
