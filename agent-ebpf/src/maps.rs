@@ -18,6 +18,10 @@ use datapath::table::{BUCKETS as BUCKET_COUNT, sets, spill_room};
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h).
 const MMAPABLE: usize = 1 << 10;
 
+/// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): entries lie in the kernel's own memory, which large pages map. A
+/// content is written once, before any packet looks at it, so nothing is allocated while packets wait.
+const NO_PREALLOC: usize = 1;
+
 /// Capacity of the flow tables in the object; the agent asks for what it was configured with.
 const FLOWS: u32 = 1024;
 const SETS: usize = sets(FLOWS) as usize;
@@ -48,11 +52,13 @@ pub static CLOCK: Array<Clock, 1> = Array::new();
 
 /// IPv4 host addresses by slot.
 #[btf_map]
-pub static ADDR4: ArrayOfMaps<HashMap<[u8; 4], AddrValue, INNER>, 2> = ArrayOfMaps::new();
+pub static ADDR4: ArrayOfMaps<HashMap<[u8; 4], AddrValue, INNER, NO_PREALLOC>, 2> =
+    ArrayOfMaps::new();
 
 /// IPv6 host addresses by slot.
 #[btf_map]
-pub static ADDR6: ArrayOfMaps<HashMap<[u8; 16], AddrValue, INNER>, 2> = ArrayOfMaps::new();
+pub static ADDR6: ArrayOfMaps<HashMap<[u8; 16], AddrValue, INNER, NO_PREALLOC>, 2> =
+    ArrayOfMaps::new();
 
 /// IPv4 prefixes by slot.
 #[btf_map]
@@ -64,15 +70,18 @@ pub static CIDR6: ArrayOfMaps<LpmTrie<[u8; 16], AddrValue, INNER>, 2> = ArrayOfM
 
 /// Endpoints by slot.
 #[btf_map]
-pub static ENDPOINTS: ArrayOfMaps<HashMap<u32, EndpointValue, INNER>, 2> = ArrayOfMaps::new();
+pub static ENDPOINTS: ArrayOfMaps<HashMap<u32, EndpointValue, INNER, NO_PREALLOC>, 2> =
+    ArrayOfMaps::new();
 
 /// Classes of peers by slot.
 #[btf_map]
-pub static CLASSES: ArrayOfMaps<HashMap<ClassKey, ClassCells, INNER>, 2> = ArrayOfMaps::new();
+pub static CLASSES: ArrayOfMaps<HashMap<ClassKey, ClassCells, INNER, NO_PREALLOC>, 2> =
+    ArrayOfMaps::new();
 
 /// Cells of classes by slot: single ports, whole protocols, and the rest.
 #[btf_map]
-pub static CELLS: ArrayOfMaps<HashMap<RuleKey, RuleValue, INNER>, 2> = ArrayOfMaps::new();
+pub static CELLS: ArrayOfMaps<HashMap<RuleKey, RuleValue, INNER, NO_PREALLOC>, 2> =
+    ArrayOfMaps::new();
 
 /// Cells of port ranges by slot.
 #[btf_map]

@@ -87,11 +87,23 @@ impl Part {
         }
     }
 
+    /// Entries that a map for so many is made for. The kernel makes one bucket an entry of a hash; with twice as many,
+    /// chains are short.
+    pub(crate) const fn room(self, entries: usize) -> usize {
+        let entries = if entries == 0 { 1 } else { entries };
+        match self {
+            Self::Addr4 | Self::Addr6 | Self::Endpoints | Self::Classes | Self::Cells => {
+                2 * entries
+            }
+            Self::Cidr4 | Self::Cidr6 | Self::Rules | Self::Filters => entries,
+        }
+    }
+
     /// Kernel map type and flags of the inner map.
     pub(crate) const fn kind(self) -> (u32, u32) {
         match self {
             Self::Addr4 | Self::Addr6 | Self::Endpoints | Self::Classes | Self::Cells => {
-                (sys::TYPE_HASH, 0)
+                (sys::TYPE_HASH, sys::F_NO_PREALLOC)
             }
             Self::Cidr4 | Self::Cidr6 | Self::Rules | Self::Filters => {
                 (sys::TYPE_LPM_TRIE, sys::F_NO_PREALLOC)

@@ -112,7 +112,7 @@ fn build(part: Part, flat: &Flat) -> Result<RawMap> {
         part.map(),
         size(key),
         size(value),
-        size(flat.len().max(1)),
+        size(part.room(flat.len())),
         flags,
     )
     .map_err(KernelError::map(part.map(), "create"))?;

@@ -31,9 +31,13 @@ pub const WAYS: u32 = 4;
 pub const BUCKETS: u32 = 4096;
 /// How long a slot that the kernel closed stays untouched.
 pub const RECLAIM_SECONDS: u32 = 2;
-/// How often a CPU tries for a lock. Holders need well below a microsecond.
+/// How often a CPU tries for a lock. Holders need about a microsecond, more when they tell of an entry that makes room; a
+/// virtual CPU that was taken away from its guest while it held one would need milliseconds, for which nobody waits.
 #[cfg(target_arch = "bpf")]
-const TRIES: u32 = 256;
+const TRIES: u32 = 1024;
+/// How often the word is read between two tries: each of those is a state of its own for the verifier, these are none.
+#[cfg(target_arch = "bpf")]
+const PAUSE: u32 = 8;
 #[cfg(not(target_arch = "bpf"))]
 const TRIES: u32 = 1_000_000;
 
@@ -150,6 +154,15 @@ pub fn lock<F: Tabled, M: Memory<F>>(memory: M, set: u32) -> bool {
         tries += 1;
         #[cfg(not(target_arch = "bpf"))]
         core::hint::spin_loop();
+        #[cfg(target_arch = "bpf")]
+        {
+            let mut read = 0;
+            while read < PAUSE {
+                // SAFETY: as above.
+                let _ = unsafe { word::load(word) };
+                read += 1;
+            }
+        }
     }
     false
 }
