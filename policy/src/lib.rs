@@ -23,6 +23,7 @@ pub mod ports;
 pub mod posture;
 pub mod probe;
 pub mod problems;
+pub mod reach;
 pub mod selectors;
 pub mod set;
 pub mod snapshot;

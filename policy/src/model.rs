@@ -216,7 +216,7 @@ fn existing<S: Serializer>(keep: &bool, serializer: S) -> Result<S::Ok, S::Error
 }
 
 /// Somebody a rule speaks about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(untagged)]
 pub enum Peer {
     /// Workloads by labels; never matches an address without a workload.

@@ -184,15 +184,21 @@ impl World {
     /// A workload by its full name, or by its plain name if only one has it.
     #[must_use]
     pub fn workload(&self, name: &str) -> Option<&Workload> {
+        self.workloads.get(self.workload_position(name)?)
+    }
+
+    /// Where [`World::workload`] stands in [`World::workloads`].
+    pub(crate) fn workload_position(&self, name: &str) -> Option<usize> {
         if let Some(index) = self.by_name.get(name) {
-            return self.workloads.get(*index);
+            return Some(*index);
         }
         let mut named = self
             .workloads
             .iter()
-            .filter(|workload| workload.name == name);
+            .enumerate()
+            .filter(|(_, workload)| workload.name == name);
         match (named.next(), named.next()) {
-            (Some(workload), None) => Some(workload),
+            (Some((index, _)), None) => Some(index),
             _ => None,
         }
     }
@@ -200,6 +206,13 @@ impl World {
     /// Names of all workloads, for suggestions.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.by_name.keys().map(String::as_str)
+    }
+
+    /// Full names in order, with where the workloads stand in [`World::workloads`].
+    pub(crate) fn positions_by_name(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.by_name
+            .iter()
+            .map(|(name, position)| (name.as_str(), *position))
     }
 
     /// Every workload that claims an address; more than one makes it unknown.
@@ -230,6 +243,13 @@ impl World {
         self.managed_networks
             .iter()
             .any(|network| network.contains(&address))
+    }
+
+    /// Where the workloads that claim an address stand in [`World::workloads`].
+    pub(crate) fn claimant_positions(&self, address: IpAddr) -> &[usize] {
+        self.by_address
+            .get(&address.to_canonical())
+            .map_or(&[], Vec::as_slice)
     }
 
     /// Every address that some workload claims.
