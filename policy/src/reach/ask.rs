@@ -225,7 +225,12 @@ impl Reach<'_> {
                     continue;
                 }
                 compared += 1;
-                let passing = self.between(source.class, egress.as_ref(), destination.class, ingress.as_ref());
+                let passing = self.between(
+                    source.class,
+                    egress.as_ref(),
+                    destination.class,
+                    ingress.as_ref(),
+                );
                 let arena = &mut self.rows.arena;
                 let wanted = match question.wanted {
                     Wanted::Passing => arena.intersection(passing, ports),
@@ -251,7 +256,12 @@ impl Reach<'_> {
     }
 
     /// The row of a class, if it is managed.
-    pub(super) fn side_row(&mut self, class: u32, direction: FlowDirection, lens: Lens) -> Option<Row> {
+    pub(super) fn side_row(
+        &mut self,
+        class: u32,
+        direction: FlowDirection,
+        lens: Lens,
+    ) -> Option<Row> {
         let subject = self.rows.classes.list.get(class as usize)?.subject?;
         Some(self.rows.row(subject, direction, lens))
     }
@@ -265,7 +275,10 @@ impl Reach<'_> {
         ingress: Option<&Row>,
     ) -> SetId {
         let list = &self.rows.classes.list;
-        let side = |class: u32| list.get(class as usize).map_or(0, |class| class.peer as usize);
+        let side = |class: u32| {
+            list.get(class as usize)
+                .map_or(0, |class| class.peer as usize)
+        };
         let at = |row: Option<&Row>, side: usize| {
             row.map_or(ALL, |row| row.get(side).copied().unwrap_or(NONE))
         };
@@ -294,7 +307,10 @@ impl Reach<'_> {
     #[must_use]
     pub fn ports(&mut self, found: &Found) -> PortSet {
         let arena = &mut self.rows.arena;
-        let all = found.hits.iter().fold(NONE, |all, hit| arena.union(all, hit.ports));
+        let all = found
+            .hits
+            .iter()
+            .fold(NONE, |all, hit| arena.union(all, hit.ports));
         arena.get(all).clone()
     }
 
@@ -323,11 +339,22 @@ impl Reach<'_> {
                 let (source, destination) = first_pair(from, to);
                 let name = |member: Option<super::classes::Member>| {
                     member.map_or(0, |member| {
-                        ranks.get(member.workload as usize).copied().unwrap_or(u32::MAX)
+                        ranks
+                            .get(member.workload as usize)
+                            .copied()
+                            .unwrap_or(u32::MAX)
                     })
                 };
                 let strangers = usize::from(source.is_none()) + usize::from(destination.is_none());
-                let order = (strangers, rank, port, name(source), name(destination), hit.from, hit.to);
+                let order = (
+                    strangers,
+                    rank,
+                    port,
+                    name(source),
+                    name(destination),
+                    hit.from,
+                    hit.to,
+                );
                 Some((order, hit, source, destination))
             })
             .min_by_key(|(order, ..)| *order);
@@ -353,8 +380,20 @@ impl Reach<'_> {
             to_address,
             protocol,
             port,
-            egress: self.rule_at(from, FlowDirection::Egress, to, (protocol, port), found.lens),
-            ingress: self.rule_at(to, FlowDirection::Ingress, from, (protocol, port), found.lens),
+            egress: self.rule_at(
+                from,
+                FlowDirection::Egress,
+                to,
+                (protocol, port),
+                found.lens,
+            ),
+            ingress: self.rule_at(
+                to,
+                FlowDirection::Ingress,
+                from,
+                (protocol, port),
+                found.lens,
+            ),
         })
     }
 
@@ -382,14 +421,23 @@ impl Reach<'_> {
 fn first_pair(
     from: &Chosen,
     to: &Chosen,
-) -> (Option<super::classes::Member>, Option<super::classes::Member>) {
+) -> (
+    Option<super::classes::Member>,
+    Option<super::classes::Member>,
+) {
     let first = from.members.first();
     if let (Some(first), Some(other)) = (first, to.members.first())
         && first.workload == other.workload
     {
         // Either side may have somebody else; the pair that comes first by names wins.
-        let later = to.members.iter().find(|member| member.workload != first.workload);
-        let earlier = from.members.iter().find(|member| member.workload != other.workload);
+        let later = to
+            .members
+            .iter()
+            .find(|member| member.workload != first.workload);
+        let earlier = from
+            .members
+            .iter()
+            .find(|member| member.workload != other.workload);
         return match (later, earlier) {
             (Some(later), _) => (Some(*first), Some(*later)),
             (None, earlier) => (earlier.copied(), Some(*other)),

@@ -54,7 +54,10 @@ impl Bits {
 
     /// Whether nothing is common to both.
     pub(super) fn is_disjoint(&self, other: &Self) -> bool {
-        self.0.iter().zip(&other.0).all(|(own, other)| own & other == 0)
+        self.0
+            .iter()
+            .zip(&other.0)
+            .all(|(own, other)| own & other == 0)
     }
 
     /// Whether it is empty.
@@ -83,7 +86,10 @@ mod tests {
     fn they_are_sets() {
         for length in [0, 1, 63, 64, 65, 130] {
             let all = Bits::all(length);
-            assert_eq!(all.iter().collect::<Vec<_>>(), (0..length).collect::<Vec<_>>());
+            assert_eq!(
+                all.iter().collect::<Vec<_>>(),
+                (0..length).collect::<Vec<_>>()
+            );
             let mut some = Bits::none(length);
             for index in (0..length).step_by(7) {
                 some.set(index);

@@ -202,7 +202,10 @@ impl Reach<'_> {
             let others = without(&start, *both);
             let spread = self.follow(&others, ports, lens, Direction::From);
             let path = self.path(&spread, *both);
-            best = [best, path].into_iter().flatten().min_by_key(|path| path.hops);
+            best = [best, path]
+                .into_iter()
+                .flatten()
+                .min_by_key(|path| path.hops);
             if best.as_ref().is_some_and(|best| best.hops == 1) {
                 break;
             }
@@ -216,12 +219,22 @@ impl Reach<'_> {
     fn beyond(&mut self, spread: &Spread, start: &[Chosen], goal: &[Chosen]) -> Option<Vec<Step>> {
         let mut near: Vec<(usize, u32, u32)> = Vec::new();
         for chosen in start {
-            near.extend(chosen.members.iter().map(|member| (0, chosen.class, member.workload)));
+            near.extend(
+                chosen
+                    .members
+                    .iter()
+                    .map(|member| (0, chosen.class, member.workload)),
+            );
         }
         for workload in &spread.order {
             let classes = self.rows.classes.of.get(*workload as usize);
             let hops = spread.hops(*workload).unwrap_or_default();
-            near.extend(classes.into_iter().flatten().map(|class| (hops, *class, *workload)));
+            near.extend(
+                classes
+                    .into_iter()
+                    .flatten()
+                    .map(|class| (hops, *class, *workload)),
+            );
         }
         near.sort_by_key(|(hops, ..)| *hops);
         let mut seen = BTreeSet::new();
@@ -295,13 +308,25 @@ impl Reach<'_> {
             if !self.may_meet(visit.class, class) {
                 continue;
             }
-            let Some(members) = self.rows.classes.list.get(class as usize).map(|class| class.members.len()) else {
+            let Some(members) = self
+                .rows
+                .classes
+                .list
+                .get(class as usize)
+                .map(|class| class.members.len())
+            else {
                 continue;
             };
             let is_new = (0..members).any(|at| {
-                let member = self.rows.classes.list.get(class as usize).and_then(|class| class.members.get(at));
+                let member = self
+                    .rows
+                    .classes
+                    .list
+                    .get(class as usize)
+                    .and_then(|class| class.members.get(at));
                 member.is_some_and(|member| {
-                    spread.hops(member.workload).is_none() && visit.workload != Some(member.workload)
+                    spread.hops(member.workload).is_none()
+                        && visit.workload != Some(member.workload)
                 })
             });
             if !is_new {
@@ -311,7 +336,12 @@ impl Reach<'_> {
             if self.passing(spread, visit.class, row.as_ref(), class, back.as_ref()) == NONE {
                 continue;
             }
-            let members = self.rows.classes.list.get(class as usize).map(|class| class.members.clone());
+            let members = self
+                .rows
+                .classes
+                .list
+                .get(class as usize)
+                .map(|class| class.members.clone());
             for member in members.into_iter().flatten() {
                 let Some(entry @ None) = spread.found.get_mut(member.workload as usize) else {
                     continue;
@@ -349,7 +379,9 @@ impl Reach<'_> {
 
     fn name(&self, workload: u32) -> String {
         let workload = self.world.workloads().get(workload as usize);
-        workload.map(crate::world::Workload::full_name).unwrap_or_default()
+        workload
+            .map(crate::world::Workload::full_name)
+            .unwrap_or_default()
     }
 
     /// Every workload of a spread but the start, with one of the shortest paths, by hops and name.

@@ -125,7 +125,9 @@ struct Shared(HashMap<IpAddr, u32>);
 
 impl Shared {
     fn new(world: &World) -> Self {
-        let claimed = world.addresses().filter(|address| world.claimant_positions(*address).len() > 1);
+        let claimed = world
+            .addresses()
+            .filter(|address| world.claimant_positions(*address).len() > 1);
         Self(claimed.zip(0..).collect())
     }
 }
@@ -178,7 +180,9 @@ impl Builder<'_> {
     fn isolated_shares(&self, postures: &[u32]) -> HashSet<u32> {
         let shares = self.shared.0.iter().filter(|(address, _)| {
             let claimants = self.world.claimant_positions(**address);
-            claimants.iter().any(|index| self.is_isolated(postures.get(*index)))
+            claimants
+                .iter()
+                .any(|index| self.is_isolated(postures.get(*index)))
         });
         shares.map(|(_, number)| *number).collect()
     }
@@ -214,7 +218,12 @@ impl Builder<'_> {
             shared,
         });
         for (position, address) in workload.addresses.iter().enumerate() {
-            if workload.addresses.iter().take(position).any(|earlier| earlier == address) {
+            if workload
+                .addresses
+                .iter()
+                .take(position)
+                .any(|earlier| earlier == address)
+            {
                 continue;
             }
             let shared = self.shared.0.get(address).copied();
@@ -223,7 +232,11 @@ impl Builder<'_> {
                 Some(shared) => isolated.contains(&shared),
             };
             let peer = PeerSide {
-                class: if shared.is_some() { PeerClass::Unknown } else { PeerClass::Managed },
+                class: if shared.is_some() {
+                    PeerClass::Unknown
+                } else {
+                    PeerClass::Managed
+                },
                 labels: shared.is_none().then_some(labels),
                 ports: if shared.is_some() { nobody } else { ports },
                 net: self.classes.space.longest(*address),
@@ -265,7 +278,12 @@ impl Builder<'_> {
     /// Addresses without a workload, where there are any.
     fn regions(&mut self, nobody: u32) {
         for (net, id) in self.classes.space.nets().to_vec().into_iter().zip(0..) {
-            if self.classes.space.stranger(&self.classes.space.region(id)).is_none() {
+            if self
+                .classes
+                .space
+                .stranger(&self.classes.space.region(id))
+                .is_none()
+            {
                 continue;
             }
             let managed = &self.world.managed_networks;

@@ -108,8 +108,13 @@ fn selector(text: &str) -> Option<Selector> {
         }
         let (key, value) = term.split_once("==").or_else(|| term.split_once('='))?;
         let (key, value) = (key.trim(), value.trim());
-        let other = selector.match_labels.insert(key.to_owned(), value.to_owned());
-        if !is_word(key) || value.contains(['=', '(', ')']) || other.is_some_and(|other| other != value) {
+        let other = selector
+            .match_labels
+            .insert(key.to_owned(), value.to_owned());
+        if !is_word(key)
+            || value.contains(['=', '(', ')'])
+            || other.is_some_and(|other| other != value)
+        {
             return None;
         }
     }
@@ -267,7 +272,10 @@ impl Reach<'_> {
         let Some(whole) = class.region.map(|region| classes.space.region(region)) else {
             return Vec::new();
         };
-        let side = classes.peers.get(class.peer as usize).map(|peer| peer.class);
+        let side = classes
+            .peers
+            .get(class.peer as usize)
+            .map(|peer| peer.class);
         let mut parts = Vec::new();
         for end in ends {
             let End::Peer(peer) = end else {
@@ -278,7 +286,10 @@ impl Reach<'_> {
                 Peer::Cidr { cidr, except } => parts.extend(whole.cut(cidr, except)),
                 Peer::Group { group } => {
                     let cidrs = self.set.group(group).map(|group| &group.cidrs);
-                    let cuts = cidrs.into_iter().flatten().filter_map(|cidr| whole.cut(cidr, &[]));
+                    let cuts = cidrs
+                        .into_iter()
+                        .flatten()
+                        .filter_map(|cidr| whole.cut(cidr, &[]));
                     parts.extend(cuts);
                 }
                 Peer::Entity { entity } => {
@@ -319,14 +330,30 @@ mod tests {
             assert_eq!(End::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(End::parse("10.0.0.1").unwrap().to_string(), "10.0.0.1/32");
-        assert_eq!(End::parse("app!=web").unwrap(), End::parse("app not in (web)").unwrap());
-        assert_eq!(End::parse("app == web").unwrap(), End::parse("app=web").unwrap());
+        assert_eq!(
+            End::parse("app!=web").unwrap(),
+            End::parse("app not in (web)").unwrap()
+        );
+        assert_eq!(
+            End::parse("app == web").unwrap(),
+            End::parse("app=web").unwrap()
+        );
         assert_eq!(
             End::parse("workload:world").unwrap(),
             End::Workload("world".into())
         );
         for wrong in [
-            "", "=", "a=b,", "a=b,a=c", "a in ()", "a in (b", "a (b)", "a b=c", "!", "a=(b)", "10.0.0.1/8",
+            "",
+            "=",
+            "a=b,",
+            "a=b,a=c",
+            "a in ()",
+            "a in (b",
+            "a (b)",
+            "a b=c",
+            "!",
+            "a=(b)",
+            "10.0.0.1/8",
         ] {
             assert!(End::parse(wrong).is_err(), "{wrong}");
         }

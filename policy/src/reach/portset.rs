@@ -16,7 +16,13 @@ pub type Range = (u16, u16);
 const FULL: &[Range] = &[(0, u16::MAX)];
 
 /// Protocols in the order in which an example is looked for.
-const FAMILIAR: [u8; 5] = [number::TCP, number::UDP, number::SCTP, number::ICMP, number::ICMPV6];
+const FAMILIAR: [u8; 5] = [
+    number::TCP,
+    number::UDP,
+    number::SCTP,
+    number::ICMP,
+    number::ICMPV6,
+];
 
 /// Ports in the order in which an example is looked for, where a set holds more than one.
 const FAMILIAR_PORTS: [u16; 8] = [443, 80, 22, 53, 3389, 5432, 3306, 445];
@@ -71,7 +77,9 @@ impl PortSet {
             match protocols.last_mut() {
                 Some((last, ranges)) if *last == protocol => match ranges.last_mut() {
                     // Ranges that touch are one range.
-                    Some((_, end)) if u32::from(low) <= u32::from(*end) + 1 => *end = high.max(*end),
+                    Some((_, end)) if u32::from(low) <= u32::from(*end) + 1 => {
+                        *end = high.max(*end)
+                    }
                     _ => ranges.push((low, high)),
                 },
                 _ => protocols.push((protocol, vec![(low, high)])),
@@ -115,7 +123,10 @@ impl PortSet {
     /// Ranges of one protocol, ascending, which do not touch.
     #[must_use]
     pub fn ranges(&self, protocol: u8) -> &[Range] {
-        match self.protocols.binary_search_by_key(&protocol, |(own, _)| *own) {
+        match self
+            .protocols
+            .binary_search_by_key(&protocol, |(own, _)| *own)
+        {
             Ok(index) => self.protocols.get(index).map_or(&[], |(_, ranges)| ranges),
             Err(_) if self.others => FULL,
             Err(_) => &[],
@@ -183,7 +194,11 @@ impl PortSet {
             .find_map(|(rank, protocol)| {
                 let ranges = self.ranges(protocol);
                 let (first, _) = *ranges.first()?;
-                let holds = |port: &u16| ranges.iter().any(|(low, high)| (low..=high).contains(&port));
+                let holds = |port: &u16| {
+                    ranges
+                        .iter()
+                        .any(|(low, high)| (low..=high).contains(&port))
+                };
                 let familiar: &[u16] = match protocol {
                     number::ICMP => &[8 << 8],
                     number::ICMPV6 => &[128 << 8],
@@ -206,7 +221,11 @@ fn whole(protocol: u8, range: Range) -> Option<Range> {
     (range.0 == 0).then_some((0, u16::MAX))
 }
 
-fn combine_ranges(own: &[Range], other: &[Range], keep: &impl Fn(bool, bool) -> bool) -> Vec<Range> {
+fn combine_ranges(
+    own: &[Range],
+    other: &[Range],
+    keep: &impl Fn(bool, bool) -> bool,
+) -> Vec<Range> {
     let mut borders: Vec<u32> = own
         .iter()
         .chain(other)
@@ -386,7 +405,12 @@ impl Arena {
             (ALL, other) | (other, ALL) => other,
             (NONE, _) | (_, NONE) => NONE,
             _ if a == b => a,
-            _ => self.memo(Operation::Intersection, a.min(b), a.max(b), PortSet::intersection),
+            _ => self.memo(
+                Operation::Intersection,
+                a.min(b),
+                a.max(b),
+                PortSet::intersection,
+            ),
         }
     }
 
@@ -446,9 +470,16 @@ mod tests {
             let (a, b) = (any(random), any(random));
             let (union, both, rest) = (a.union(&b), a.intersection(&b), a.difference(&b));
             for protocol in [0, 1, 6, 17, 47, 132, 255] {
-                for port in PORTS.into_iter().flat_map(|port| [port, port.wrapping_add(1), port.wrapping_sub(1)]) {
+                for port in PORTS
+                    .into_iter()
+                    .flat_map(|port| [port, port.wrapping_add(1), port.wrapping_sub(1)])
+                {
                     // Without ports there is only port 0.
-                    let port = if matches!(protocol, 0 | 47 | 255) { 0 } else { port };
+                    let port = if matches!(protocol, 0 | 47 | 255) {
+                        0
+                    } else {
+                        port
+                    };
                     let (in_a, in_b) = (a.contains(protocol, port), b.contains(protocol, port));
                     assert_eq!(union.contains(protocol, port), in_a || in_b, "{a} + {b}");
                     assert_eq!(both.contains(protocol, port), in_a && in_b, "{a} & {b}");
@@ -487,11 +518,15 @@ mod tests {
         let ping = PortSet::range(1, 0x0800, 0x08ff).union(&PortSet::range(17, 53, 53));
         assert_eq!(ping.to_string(), "icmp/8 udp/53");
         assert_eq!(
-            PortSet::ALL.difference(&PortSet::range(6, 0, u16::MAX)).to_string(),
+            PortSet::ALL
+                .difference(&PortSet::range(6, 0, u16::MAX))
+                .to_string(),
             "any but tcp"
         );
         assert_eq!(
-            PortSet::ALL.difference(&PortSet::range(6, 23, 23)).to_string(),
+            PortSet::ALL
+                .difference(&PortSet::range(6, 23, 23))
+                .to_string(),
             "tcp/0-22,24-65535 every other protocol"
         );
         assert_eq!(set.union(&ping).example(), Some((6, 443, 0)));

@@ -132,8 +132,17 @@ impl<'a> Program<'a> {
         layout.grants(set, at);
         // Stable: within a stage the order of the set stays.
         layout.units.sort_by_key(|unit| unit.stage);
-        let matcher = Matcher { set, classes, words };
-        let peers = layout.peers.items().iter().map(|key| matcher.peers(key)).collect();
+        let matcher = Matcher {
+            set,
+            classes,
+            words,
+        };
+        let peers = layout
+            .peers
+            .items()
+            .iter()
+            .map(|key| matcher.peers(key))
+            .collect();
         let mut program = Self {
             set,
             by_labels: by_labels(&layout.units, classes, words),
@@ -159,7 +168,8 @@ impl<'a> Program<'a> {
             }
             self.plain.push(None);
             let mut variants: Vec<(Bits, SetId)> = Vec::new();
-            let mut sides: Vec<Bits> = vec![Bits::none(classes.peers.len()); classes.port_lists.len()];
+            let mut sides: Vec<Bits> =
+                vec![Bits::none(classes.peers.len()); classes.port_lists.len()];
             for (side, peer) in classes.peers.iter().enumerate() {
                 if let Some(bits) = sides.get_mut(peer.ports as usize) {
                     bits.set(side);
@@ -181,7 +191,10 @@ impl<'a> Program<'a> {
         if let Some(known) = self.named.get(&(ports, list_id)) {
             return *known;
         }
-        let specs = self.ports.get(ports as usize).map_or(&[][..], |key| key.specs);
+        let specs = self
+            .ports
+            .get(ports as usize)
+            .map_or(&[][..], |key| key.specs);
         let covered = arena.number(PortSet::of(&blocks(self.set, specs, list)));
         self.named.insert((ports, list_id), covered);
         covered
@@ -258,8 +271,14 @@ impl<'a> Layout<'a> {
                 let lines: Vec<Line> = entries
                     .filter(|(_, entry)| entry.direction == direction)
                     .map(|(index, entry)| Line {
-                        action: if entry.allow { Action::Pass } else { Action::Deny },
-                        peers: self.peers.number(PeersKey::Filter(entry.cidr, !entry.allow)),
+                        action: if entry.allow {
+                            Action::Pass
+                        } else {
+                            Action::Deny
+                        },
+                        peers: self
+                            .peers
+                            .number(PeersKey::Filter(entry.cidr, !entry.allow)),
                         ports: self.ports.number(PortsKey {
                             specs: entry.ports.as_slice(),
                             names: false,
@@ -401,7 +420,10 @@ impl Matcher<'_, '_> {
                     return;
                 };
                 for (side, peer) in self.classes.peers.iter().enumerate() {
-                    if peer.labels.is_some_and(|labels| groups.get(labels as usize)) {
+                    if peer
+                        .labels
+                        .is_some_and(|labels| groups.get(labels as usize))
+                    {
                         matched.set(side);
                     }
                 }

@@ -123,7 +123,10 @@ impl<'a> Rows<'a> {
         }
         for (entry, peer) in row.iter_mut().zip(&self.classes.peers) {
             // Whatever stays within the workload never leaves it.
-            if peer.shared.is_some_and(|shared| subject.shared.contains(&shared)) {
+            if peer
+                .shared
+                .is_some_and(|shared| subject.shared.contains(&shared))
+            {
                 *entry = ALL;
             }
         }
@@ -147,7 +150,13 @@ impl<'a> Rows<'a> {
         parts
     }
 
-    fn decide(&mut self, number: u32, direction: FlowDirection, side: u32, lens: Lens) -> Vec<Part> {
+    fn decide(
+        &mut self,
+        number: u32,
+        direction: FlowDirection,
+        side: u32,
+        lens: Lens,
+    ) -> Vec<Part> {
         let Some(subject) = self.classes.subjects.get(number as usize) else {
             return Vec::new();
         };
@@ -164,7 +173,10 @@ impl<'a> Rows<'a> {
                 observed: false,
             }]
         };
-        if peer.shared.is_some_and(|shared| subject.shared.contains(&shared)) {
+        if peer
+            .shared
+            .is_some_and(|shared| subject.shared.contains(&shared))
+        {
             return whole(true, names::LOOPBACK);
         }
         if posture.mode == Mode::Isolate || peer.isolated {
@@ -181,8 +193,13 @@ impl<'a> Rows<'a> {
         };
         let open = teller.walk(lens);
         if open != NONE {
-            let allow = posture.default_action == DefaultAction::Allow && self.known.get(side as usize);
-            let rule = if allow { names::DEFAULT_ALLOW } else { names::DEFAULT_DENY };
+            let allow =
+                posture.default_action == DefaultAction::Allow && self.known.get(side as usize);
+            let rule = if allow {
+                names::DEFAULT_ALLOW
+            } else {
+                names::DEFAULT_DENY
+            };
             teller.tell(open, allow, rule.into());
         }
         let parts = teller.parts;
@@ -229,7 +246,10 @@ fn unenforced(arena: &mut Arena, posture: &Posture, direction: FlowDirection, le
         Mode::Observe => ALL,
         Mode::Enforce | Mode::Isolate => NONE,
         Mode::Selective => {
-            let of_direction = posture.selective.iter().filter(|(own, _)| *own == direction);
+            let of_direction = posture
+                .selective
+                .iter()
+                .filter(|(own, _)| *own == direction);
             let blocks: Vec<_> = of_direction.map(|(_, block)| *block).collect();
             arena.number(PortSet::ALL.difference(&PortSet::of(&blocks)))
         }
@@ -295,7 +315,11 @@ fn walk(
         }
         for (_, progress) in &mut groups {
             // Only the standard tier closes a direction.
-            let left = if stage == Stage::Standard { NONE } else { progress.open };
+            let left = if stage == Stage::Standard {
+                NONE
+            } else {
+                progress.open
+            };
             progress.open = arena.union(left, progress.passed);
             progress.passed = NONE;
         }
@@ -402,7 +426,9 @@ impl Teller<'_, '_> {
 
     /// What a line matches of what is open.
     fn taken(&mut self, line: &Line, open: SetId) -> SetId {
-        let (peers, covered) = self.program.matches(line, self.direction, self.subject.ports);
+        let (peers, covered) = self
+            .program
+            .matches(line, self.direction, self.subject.ports);
         if !peers.get(self.side) {
             return NONE;
         }

@@ -198,7 +198,13 @@ mod tests {
 
     #[test]
     fn the_longest_network_decides() {
-        let named = ["10.0.0.0/8", "10.0.0.0/30", "10.0.0.3/32", "fd00::/16", "::ffff:10.0.0.0/104"];
+        let named = [
+            "10.0.0.0/8",
+            "10.0.0.0/30",
+            "10.0.0.3/32",
+            "fd00::/16",
+            "::ffff:10.0.0.0/104",
+        ];
         let taken = ["10.0.0.1", "10.0.0.0"].map(address).to_vec();
         let space = Space::new(named.map(cidr), taken);
         let region = |text: &str| space.region(space.longest(address(text)));
@@ -222,7 +228,9 @@ mod tests {
         let region = space.region(space.longest(address("10.0.0.1")));
         assert_eq!(space.stranger(&region), None);
         let wider = space.region(space.longest(address("10.0.0.2")));
-        let cut = wider.cut(&cidr("10.0.0.0/30"), &[cidr("10.0.0.3/32")]).unwrap();
+        let cut = wider
+            .cut(&cidr("10.0.0.0/30"), &[cidr("10.0.0.3/32")])
+            .unwrap();
         assert_eq!(space.stranger(&cut), Some(address("10.0.0.2")));
         assert_eq!(wider.cut(&cidr("10.0.0.0/31"), &[]), None);
     }

@@ -69,7 +69,11 @@ impl<'a> Vocabulary<'a> {
                 continue;
             }
             words.selectors.number(&policy.subject);
-            for rule in [&policy.ingress, &policy.egress].into_iter().flatten().flatten() {
+            for rule in [&policy.ingress, &policy.egress]
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 words.peers(set, &rule.peers);
                 words.ports(set, &rule.ports);
             }
@@ -83,7 +87,9 @@ impl<'a> Vocabulary<'a> {
         }
         for filter in set.filters() {
             words.selectors.number(&filter.subject);
-            words.nets.extend(filter.entries.iter().filter_map(|entry| entry.cidr));
+            words
+                .nets
+                .extend(filter.entries.iter().filter_map(|entry| entry.cidr));
         }
         for mode in set.modes() {
             words.selectors.number(&mode.subject);
@@ -128,17 +134,27 @@ pub(super) struct LabelGroups {
 
 impl LabelGroups {
     pub(super) fn new(workloads: &[Workload], selectors: &[&Selector]) -> Self {
-        let keys: BTreeSet<&str> = selectors.iter().flat_map(|selector| selector.keys()).collect();
+        let keys: BTreeSet<&str> = selectors
+            .iter()
+            .flat_map(|selector| selector.keys())
+            .collect();
         let keys: Vec<&str> = keys.into_iter().collect();
         // First by the values of every label that any selector looks at.
         let mut vectors: Interner<Vec<Option<&str>>> = Interner::default();
-        let vector = |workload| keys.iter().map(|key| Workload::label(workload, key)).collect();
+        let vector = |workload| {
+            keys.iter()
+                .map(|key| Workload::label(workload, key))
+                .collect()
+        };
         let by_labels: Vec<u32> = workloads
             .iter()
             .map(|workload| vectors.number(vector(workload)))
             .collect();
         let index = Index::new(&keys, vectors.items());
-        let matched: Vec<Bits> = selectors.iter().map(|selector| index.matches(selector)).collect();
+        let matched: Vec<Bits> = selectors
+            .iter()
+            .map(|selector| index.matches(selector))
+            .collect();
         // Then by what matches, as several labels may mean the same.
         let mut columns: Vec<Vec<u32>> = vec![Vec::new(); vectors.items().len()];
         for (bits, selector) in matched.iter().zip(0..) {
@@ -149,7 +165,10 @@ impl LabelGroups {
             }
         }
         let mut groups: Interner<Vec<u32>> = Interner::default();
-        let by_column: Vec<u32> = columns.into_iter().map(|column| groups.number(column)).collect();
+        let by_column: Vec<u32> = columns
+            .into_iter()
+            .map(|column| groups.number(column))
+            .collect();
         let count = groups.items().len();
         let mut selected = vec![Bits::none(count); selectors.len()];
         for (group, column) in groups.items().iter().enumerate() {
@@ -163,7 +182,11 @@ impl LabelGroups {
             .iter()
             .filter_map(|vector| by_column.get(*vector as usize).copied())
             .collect();
-        Self { of, count, selected }
+        Self {
+            of,
+            count,
+            selected,
+        }
     }
 }
 
@@ -221,7 +244,10 @@ impl<'a> Index<'a> {
     fn having(&self, key: &str, values: &[String]) -> Bits {
         let mut having = Bits::none(self.size);
         let known = self.keys.get(key);
-        for bits in values.iter().filter_map(|value| known?.values.get(value.as_str())) {
+        for bits in values
+            .iter()
+            .filter_map(|value| known?.values.get(value.as_str()))
+        {
             having.add(bits);
         }
         having
@@ -243,13 +269,18 @@ mod tests {
         for seed in 0..200 {
             let random = &mut Random::new(seed);
             let world = testing::world(random);
-            let selectors: Vec<Selector> = (0..6).map(|_| testing::selector(random, true)).collect();
+            let selectors: Vec<Selector> =
+                (0..6).map(|_| testing::selector(random, true)).collect();
             let references: Vec<&Selector> = selectors.iter().collect();
             let groups = LabelGroups::new(world.workloads(), &references);
             for (workload, group) in world.workloads().iter().zip(&groups.of) {
                 for (selector, bits) in selectors.iter().zip(&groups.selected) {
                     let matched = bits.get(*group as usize);
-                    assert_eq!(matched, selector.matches(workload), "seed {seed}: {selector}");
+                    assert_eq!(
+                        matched,
+                        selector.matches(workload),
+                        "seed {seed}: {selector}"
+                    );
                 }
             }
             assert!(groups.count <= world.workloads().len());
