@@ -1,7 +1,8 @@
 //! `cofferdam`: the operator's command line.
 //!
 //! Only a client: every verb is one or two calls of the controller's API, or, for `policy`, a pure
-//! function over files. Exit codes: 0 done, 1 refused or failed, 2 `diff` found changes, 130
+//! function over files. Exit codes: 0 done, 1 refused or failed, 2 `diff` found changes or `policy
+//! fmt --check` files to format, 130
 //! interrupted. A reader that goes away (`cofferdam flows | head`) ends the program quietly.
 
 mod client;
@@ -28,7 +29,7 @@ pub(crate) enum Outcome {
     Done,
     /// Refused, or not everything that was asked for came true.
     Refused,
-    /// `diff` found changes.
+    /// `diff` found changes, `policy fmt --check` files to format.
     Changes,
 }
 

@@ -13,6 +13,9 @@ use crate::error::Failure;
 /// More than this is a mistake, not a policy.
 const MAX_TOTAL: u64 = 32 << 20;
 
+/// Name of what comes from stdin.
+pub(crate) const STDIN: &str = "<stdin>";
+
 /// Probes are many short lines.
 const MAX_PROBES: u64 = 1 << 30;
 
@@ -65,7 +68,7 @@ pub(crate) fn read_probes(path: &Path) -> anyhow::Result<Source> {
 /// Name and content of a file or stdin, if it is not longer than allowed.
 fn bytes(path: &Path, limit: u64) -> anyhow::Result<(String, Vec<u8>)> {
     let (name, reader): (String, Box<dyn std::io::Read>) = if path.as_os_str() == "-" {
-        ("<stdin>".into(), Box::new(std::io::stdin()))
+        (STDIN.into(), Box::new(std::io::stdin()))
     } else {
         let name = path.display().to_string();
         let file = fs::File::open(path).with_context(|| format!("cannot read {name}"))?;

@@ -439,18 +439,36 @@ pub struct PolicyTest {
     pub from: TestEnd,
     /// Where it goes.
     pub to: TestEnd,
-    /// IANA protocol number.
-    pub protocol: u8,
-    /// Destination port (ICMP: type × 256 + code; 0 where there is none).
-    pub port: u16,
-    /// The verdict, as it would be if the file were enforced.
+    /// Protocol and ports: every one of them must come out as expected. A named port is looked up at the
+    /// workload that receives.
+    pub ports: PortSpec,
+    /// The verdict.
     pub expect_allow: bool,
+    /// Which of the two verdicts.
+    pub verdict: TestVerdict,
     /// Name of the reason.
     pub reason: Option<String>,
     /// Rule that must decide.
     pub rule: Option<String>,
     /// Where it stands.
     pub place: Place,
+}
+
+/// Which verdict a test asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TestVerdict {
+    /// As if everything were enforced.
+    #[default]
+    Draft,
+    /// What happens now: enforced policies and the workloads' modes.
+    Enforced,
+}
+
+impl TestVerdict {
+    /// The words of the language.
+    pub(crate) const WORDS: &'static [(&'static str, Self)] =
+        &[("draft", Self::Draft), ("enforced", Self::Enforced)];
 }
 
 /// One end of a test.

@@ -7,9 +7,9 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::model::{
     API_VERSION, Filter, FilterEntry, Grant, ModeObject, Object, Policy, PolicyKind, PolicyTest,
-    SelectiveEntry, State,
+    SelectiveEntry, State, TestVerdict,
 };
-use crate::ports::{PortSpec, Ports, Protocol, is_icmp};
+use crate::ports::PortSpec;
 use crate::selectors::{Selector, serialize_subject};
 use crate::walk::direction_name;
 
@@ -158,22 +158,10 @@ fn grant(grant: &Grant) -> Value {
 }
 
 fn test(test: &PolicyTest) -> Value {
-    let ports = if is_icmp(test.protocol) {
-        let [kind, code] = test.port.to_be_bytes();
-        Ports::Icmp {
-            kind,
-            code: Some(code),
-        }
-    } else if datapath::ids::protocol::has_ports(test.protocol) {
-        Ports::Range(test.port, test.port)
-    } else {
-        Ports::All
-    };
-    let spec = PortSpec::Direct {
-        protocol: Protocol::Number(test.protocol),
-        ports,
-    };
-    let mut map = port_fields(Some(&spec));
+    let mut map = port_fields(Some(&test.ports));
+    if test.verdict != TestVerdict::default() {
+        map.insert("verdict".into(), value(&test.verdict));
+    }
     map.insert("from".into(), value(&test.from));
     map.insert("to".into(), value(&test.to));
     let expect = if test.expect_allow { "allow" } else { "deny" };

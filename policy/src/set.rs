@@ -10,6 +10,7 @@ use crate::model::{
 use crate::ports::PortSpec;
 use crate::problems::{Problem, Problems, did_you_mean};
 use crate::source::{Place, Source};
+use crate::world::Workload;
 
 /// Objects that were checked against each other, in the order of evaluation.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -92,6 +93,9 @@ impl PolicySet {
                 self.check_peers(&rule.peers, &rule.place, problems);
                 self.check_ports(&rule.ports, &rule.place, problems);
             }
+            for test in &policy.tests {
+                self.check_ports(std::slice::from_ref(&test.ports), &test.place, problems);
+            }
         }
         for grant in &self.grants {
             self.check_peers(&grant.peers, &grant.place, problems);
@@ -166,6 +170,42 @@ impl PolicySet {
     #[must_use]
     pub fn service(&self, name: &str) -> Option<&Service> {
         self.services.get(name)
+    }
+
+    /// A smaller set that decides as this one does at the ends of one workload: only what selects it.
+    /// Staged policies that replace others stay, as these leave the draft everywhere; so do Modes, as it
+    /// is asked whether a peer is isolated.
+    #[must_use]
+    pub(crate) fn at(&self, workload: &Workload) -> Self {
+        let replaces = |policy: &Policy| policy.state == State::Staged && policy.replaces.is_some();
+        Self {
+            policies: (self.policies.iter())
+                .filter(|policy| policy.subject.matches(workload) || replaces(policy))
+                .cloned()
+                .collect(),
+            filters: (self.filters.iter())
+                .filter(|filter| filter.subject.matches(workload))
+                .cloned()
+                .collect(),
+            modes: self.modes.clone(),
+            grants: (self.grants.iter())
+                .filter(|grant| grant.subject.matches(workload))
+                .cloned()
+                .collect(),
+            workloads: Vec::new(),
+            groups: self.groups.clone(),
+            services: self.services.clone(),
+        }
+    }
+
+    /// Address groups by name.
+    pub fn groups(&self) -> impl Iterator<Item = &AddressGroup> {
+        self.groups.values()
+    }
+
+    /// Services by name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
     }
 
     /// Every object again.

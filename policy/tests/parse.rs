@@ -67,6 +67,10 @@ fn names_place_and_fix() {
             "10.1.0.0/24 is not inside 10.0.0.0/24",
         ),
         (
+            with_rule("{action: allow, peers: [{cidr: \"::ffff:10.0.0.0/104\"}]}"),
+            "write 10.0.0.0/8",
+        ),
+        (
             with_rule("{action: allow, peers: [{}]}"),
             "this peer says nothing",
         ),
@@ -227,6 +231,30 @@ fn hostile_texts_are_refused_quickly() {
         error.to_string(),
         "x.yaml:2:6: error: this byte is not UTF-8; save the file as UTF-8"
     );
+}
+
+/// A list is as strict as its items would be alone.
+#[test]
+fn items_of_a_list_are_read_strictly() {
+    let list = |item: &str| format!("kind: List\napiVersion: v1\nitems:\n- {item}\n");
+    for (item, wanted) in [
+        (
+            "{apiVersion: cofferdam.dev/v1, metadata: {name: p}, spec: {subject: all}}",
+            "p.yaml:4:3: error: document has no \"kind\"",
+        ),
+        (
+            "{apiVersion: cofferdam.dev/v1, kind: 7, metadata: {name: p}, spec: {subject: all}}",
+            "\"kind\" must be a text",
+        ),
+        (
+            "{apiVersion: cofferdam.dev/v1, kind: Policy, metadata: {name: p}, spec: {subject: {a: b}}, spec: {subject: all}}",
+            "duplicate key \"spec\"",
+        ),
+        ("{kind: List, items: []}", "unknown kind \"List\""),
+    ] {
+        let found = problems(&list(item));
+        assert!(found.contains(wanted), "{item}\nsaid: {found}");
+    }
 }
 
 #[test]

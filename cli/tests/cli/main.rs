@@ -10,6 +10,7 @@ mod command;
 mod context;
 mod expected;
 mod fake;
+mod format;
 mod formats;
 mod manual;
 mod mutations;

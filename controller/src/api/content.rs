@@ -81,18 +81,19 @@ fn document_at(text: &str, line: u64) -> String {
 
 /// Problems for the wire.
 pub(super) fn wire_problems(problems: policy::problems::Problems) -> Vec<v1::Problem> {
+    problems.0.into_iter().map(wire_problem).collect()
+}
+
+/// One problem for the wire.
+pub(super) fn wire_problem(problem: policy::problems::Problem) -> v1::Problem {
     let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-    problems
-        .0
-        .into_iter()
-        .map(|problem| v1::Problem {
-            file: problem.file,
-            line: number(problem.line),
-            column: number(problem.column),
-            message: problem.message,
-            suggestion: problem.suggestion.unwrap_or_default(),
-        })
-        .collect()
+    v1::Problem {
+        file: problem.file,
+        line: number(problem.line),
+        column: number(problem.column),
+        message: problem.message,
+        suggestion: problem.suggestion.unwrap_or_default(),
+    }
 }
 
 /// Current objects, without the revision that wrote them.

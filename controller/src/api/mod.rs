@@ -4,6 +4,7 @@ mod agents;
 mod content;
 mod detections;
 mod enrollment;
+mod expectations;
 mod flows;
 mod inventory;
 mod policies;

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
 use super::content::{self, Impact};
+use super::expectations;
 use super::{Api, caller, expect, page};
 use crate::clock;
 use crate::core::{Begun, Texts, parse_texts, store_status};
@@ -69,10 +70,16 @@ impl Policies for Api {
             }
             after.insert(key, record);
         }
+        let named = expectations::policies_of(&objects);
         let policies = match content::understand(&after, objects) {
             Ok(policies) => Arc::new(policies),
             Err(problems) => return refused(problems),
         };
+        let failed =
+            expectations::broken(&self.core, &change.state, policies.clone(), &named).await?;
+        if !failed.is_empty() {
+            return refused(failed);
+        }
         let impact = match content::impact(&self.core, &change.state, policies).await? {
             Ok(impact) => impact,
             Err(error) => {

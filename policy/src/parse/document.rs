@@ -11,7 +11,7 @@ use crate::problems::{Problem, Problems, did_you_mean};
 use crate::selectors::Labels;
 use crate::source::Place;
 
-const KINDS: [&str; 8] = [
+pub(crate) const KINDS: [&str; 8] = [
     "Policy",
     "Guardrail",
     "Filter",
@@ -38,31 +38,36 @@ pub(super) fn read(document: &Node, objects: &mut Vec<Object>, problems: &mut Pr
         let _metadata = fields.take("metadata");
         for item in fields.list("items", problems).unwrap_or_default() {
             // A list inside a list would make nesting free; nobody writes it.
-            read_object(item, objects, problems);
+            let Some(mut fields) = Fields::open(item, "document", problems) else {
+                continue;
+            };
+            let kind = fields
+                .require("kind", problems)
+                .and_then(|node| text(node, "kind", problems).map(|kind| (kind, node)));
+            if let Some(kind) = kind {
+                read_object(item, fields, kind, objects, problems);
+            }
         }
         fields.finish(problems);
         return;
     }
-    read_object(document, objects, problems);
+    if let Some(kind) = kind {
+        read_object(document, fields, kind, objects, problems);
+    }
 }
 
-fn read_object(document: &Node, objects: &mut Vec<Object>, problems: &mut Problems) {
-    // The duplicate-key problems of a document were reported when it was opened the first time.
-    let mut ignored = Problems::default();
-    let Some(mut fields) = Fields::open(document, "document", &mut ignored) else {
-        problems.0.extend(ignored.0);
-        return;
-    };
+/// Reads one object whose kind was taken out of its fields already.
+fn read_object(
+    document: &Node,
+    mut fields: Fields<'_>,
+    (kind, kind_node): (&str, &Node),
+    objects: &mut Vec<Object>,
+    problems: &mut Problems,
+) {
     if let Some(node) = fields.require("apiVersion", problems) {
         version(node, problems);
     }
-    let Some(kind_node) = fields.take("kind") else {
-        return;
-    };
-    let Value::Text(kind) = &kind_node.value else {
-        return;
-    };
-    if !KINDS.contains(&kind.as_str()) {
+    if !KINDS.contains(&kind) {
         let suggestion = did_you_mean(kind, KINDS)
             .unwrap_or_else(|| format!("known kinds: {}", KINDS.join(", ")));
         problems.push(
@@ -81,7 +86,7 @@ fn read_object(document: &Node, objects: &mut Vec<Object>, problems: &mut Proble
     let Some(spec) = spec else {
         return;
     };
-    let object = match kind.as_str() {
+    let object = match kind {
         "Policy" => policy::policy(spec, metadata, tests, place, problems).map(Object::Policy),
         "Guardrail" => {
             policy::guardrail(spec, metadata, tests, place, problems).map(Object::Policy)

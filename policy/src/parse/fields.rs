@@ -226,7 +226,7 @@ pub(crate) fn cidr(node: &Node, what: &str, problems: &mut Problems) -> Option<I
     let given = text(node, what, problems)?;
     if let Ok(net) = given.parse::<IpNet>() {
         if net.addr() == net.network() {
-            return Some(net);
+            return not_mapped(net, node, problems);
         }
         let fixed = net.trunc();
         problems.push(
@@ -249,6 +249,25 @@ pub(crate) fn cidr(node: &Node, what: &str, problems: &mut Problems) -> Option<I
     problems.push(
         Problem::at(&node.place, format!("\"{given}\" is no CIDR in \"{what}\""))
             .suggest(suggestion),
+    );
+    None
+}
+
+/// Refuses a network of IPv4-mapped addresses: addresses are compared in their IPv4 form, so it would
+/// match nothing.
+fn not_mapped(net: IpNet, node: &Node, problems: &mut Problems) -> Option<IpNet> {
+    let IpNet::V6(v6) = net else {
+        return Some(net);
+    };
+    let Some(v4) = v6.addr().to_ipv4_mapped().filter(|_| v6.prefix_len() >= 96) else {
+        return Some(net);
+    };
+    problems.push(
+        Problem::at(
+            &node.place,
+            format!("{net} is a network of IPv4 addresses in IPv6 form, and matches nothing"),
+        )
+        .suggest(format!("write {v4}/{}", v6.prefix_len() - 96)),
     );
     None
 }

@@ -1,11 +1,11 @@
 //! Text to objects: strict, bounded, and with every problem at once.
 
-mod document;
+pub(crate) mod document;
 pub(crate) mod fields;
 pub(crate) mod inventory;
 pub(crate) mod node;
 mod peers;
-mod policy;
+pub(crate) mod policy;
 pub(crate) mod ports;
 
 use crate::model::Object;

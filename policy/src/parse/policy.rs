@@ -9,7 +9,7 @@ use super::peers::{peers, selector, subject};
 use super::ports::{self, Allow};
 use crate::model::{
     Action, DefaultAction, Filter, FilterEntry, Grant, Metadata, ModeObject, Policy, PolicyKind,
-    PolicyTest, Rule, SelectiveEntry, State, TestEnd, Tier,
+    PolicyTest, Rule, SelectiveEntry, State, TestEnd, TestVerdict, Tier,
 };
 use crate::ports::{PortSpec, Ports, Protocol};
 use crate::problems::{Problem, Problems};
@@ -19,24 +19,25 @@ use crate::source::Place;
 /// Priority of what does not say one.
 const DEFAULT_PRIORITY: u16 = 1000;
 
-const STATES: &[(&str, State)] = &[("staged", State::Staged), ("enforced", State::Enforced)];
-const EXISTING: &[(&str, bool)] = &[("reevaluate", false), ("keep", true)];
-const FILTER_ACTIONS: &[(&str, bool)] = &[("allow", true), ("deny", false)];
-const DEFAULT_ACTIONS: &[(&str, DefaultAction)] = &[
+pub(crate) const STATES: &[(&str, State)] =
+    &[("staged", State::Staged), ("enforced", State::Enforced)];
+pub(crate) const EXISTING: &[(&str, bool)] = &[("reevaluate", false), ("keep", true)];
+pub(crate) const FILTER_ACTIONS: &[(&str, bool)] = &[("allow", true), ("deny", false)];
+pub(crate) const DEFAULT_ACTIONS: &[(&str, DefaultAction)] = &[
     ("allow", DefaultAction::Allow),
     ("deny", DefaultAction::Deny),
 ];
-const DIRECTIONS: &[(&str, FlowDirection)] = &[
+pub(crate) const DIRECTIONS: &[(&str, FlowDirection)] = &[
     ("ingress", FlowDirection::Ingress),
     ("egress", FlowDirection::Egress),
 ];
 /// Directions of a grant: ingress, egress.
-const GRANT_DIRECTIONS: &[(&str, (bool, bool))] = &[
+pub(crate) const GRANT_DIRECTIONS: &[(&str, (bool, bool))] = &[
     ("ingress", (true, false)),
     ("egress", (false, true)),
     ("both", (true, true)),
 ];
-pub(super) const MODES: &[(&str, Mode)] = &[
+pub(crate) const MODES: &[(&str, Mode)] = &[
     ("observe", Mode::Observe),
     ("selective", Mode::Selective),
     ("enforce", Mode::Enforce),
@@ -357,20 +358,20 @@ fn test(node: &Node, problems: &mut Problems) -> Option<PolicyTest> {
     let expect = fields
         .require("expect", problems)
         .and_then(|node| super::fields::word(node, "expect", FILTER_ACTIONS, problems));
-    let flow = test_flow(&mut fields, problems);
+    let ports = test_ports(&mut fields, problems);
+    let verdict = fields.word("verdict", TestVerdict::WORDS, problems);
     let reason = fields
         .take("reason")
         .and_then(|node| reason(node, problems));
     let rule = fields.text("rule", problems);
     fields.finish(problems);
-    let (protocol, port) = flow?;
     Some(PolicyTest {
         name: given,
         from: from?,
         to: to?,
-        protocol,
-        port,
+        ports: ports?,
         expect_allow: expect?,
+        verdict: verdict.unwrap_or_default(),
         reason,
         rule,
         place: node.place.clone(),
@@ -384,32 +385,30 @@ fn test_end(node: &Node, what: &str, problems: &mut Problems) -> Option<TestEnd>
     }
 }
 
-fn test_flow(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<(u8, u16)> {
+/// What a test tries; an ICMP type without a code means code 0, as in a probe.
+fn test_ports(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<PortSpec> {
     let place = fields.place().clone();
     let before = problems.0.len();
-    let flow = ports::spec(fields, Allow::NUMBERS, problems);
-    let single = match flow {
-        Some(PortSpec::Direct {
-            protocol: Protocol::Number(protocol),
-            ports,
-        }) => match ports {
-            Ports::Range(low, high) if low == high => Some((protocol, low)),
-            Ports::Icmp { kind, code } => Some((
-                protocol,
-                u16::from_be_bytes([kind, code.unwrap_or_default()]),
-            )),
-            Ports::All if !crate::ports::PORTED.contains(&protocol) => Some((protocol, 0)),
-            _ => None,
-        },
-        _ => None,
-    };
-    if single.is_none() && problems.0.len() == before {
+    let spec = ports::spec(fields, Allow::ALL, problems);
+    if spec.is_none() && problems.0.len() == before {
         problems.push(
-            Problem::at(&place, "a test needs one protocol and one port")
+            Problem::at(&place, "a test needs a protocol, a port or a service")
                 .suggest("write for example protocol: tcp, port: 443"),
         );
     }
-    single
+    match spec? {
+        PortSpec::Direct {
+            protocol,
+            ports: Ports::Icmp { kind, code: None },
+        } => Some(PortSpec::Direct {
+            protocol,
+            ports: Ports::Icmp {
+                kind,
+                code: Some(0),
+            },
+        }),
+        spec => Some(spec),
+    }
 }
 
 fn reason(node: &Node, problems: &mut Problems) -> Option<String> {

@@ -1,6 +1,8 @@
 //! `policy`: what needs no controller.
 
 mod expectations;
+mod fmt;
+mod schema;
 
 use std::path::PathBuf;
 
@@ -19,7 +21,7 @@ use crate::output::{self, Format, Screen};
 use crate::sources;
 use crate::verbs::explain::PortSpec;
 
-/// Evaluate, explain, test and check policy files without a controller
+/// Work with policy files, without a controller: check, test, lint, format, evaluate
 #[derive(Debug, Args)]
 pub(crate) struct Policy {
     #[command(subcommand)]
@@ -32,6 +34,8 @@ enum Verb {
     Test(Test),
     Check(Check),
     Explain(Explain),
+    Fmt(fmt::Fmt),
+    Schema(schema::Schema),
 }
 
 /// Answer probes: one JSON line each, in order
@@ -115,6 +119,8 @@ impl Policy {
             Verb::Test(verb) => verb.run(screen),
             Verb::Check(verb) => verb.run(screen),
             Verb::Explain(verb) => verb.run(screen),
+            Verb::Fmt(verb) => verb.run(screen),
+            Verb::Schema(verb) => verb.run(screen),
         }
     }
 }
