@@ -6,6 +6,7 @@
 //! schema is stricter in one thing: a key without a value (`null`) is an error where the parser takes it as
 //! absent.
 
+mod kinds;
 mod parts;
 
 use serde_json::{Map, Value, json};
@@ -130,7 +131,7 @@ fn document(kind: &str) -> Value {
                 "metadata"
             }),
         ),
-        ("spec", parts::spec(kind)),
+        ("spec", kinds::spec(kind)),
     ];
     if matches!(kind, "Policy" | "Guardrail") {
         fields.push((
@@ -142,7 +143,7 @@ fn document(kind: &str) -> Value {
         ));
     }
     object(
-        parts::about(kind),
+        kinds::about(kind),
         &["apiVersion", "kind", "metadata", "spec"],
         fields,
     )

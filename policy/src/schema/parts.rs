@@ -3,10 +3,8 @@
 use datapath::drop_reason::DropReason;
 use serde_json::{Map, Value, json};
 
-use crate::model::{Action, Entity, TestVerdict, Tier};
-use crate::parse::policy::{
-    DEFAULT_ACTIONS, DIRECTIONS, EXISTING, FILTER_ACTIONS, GRANT_DIRECTIONS, MODES, STATES,
-};
+use crate::model::{Action, Entity, TestVerdict};
+use crate::parse::policy::{DIRECTIONS, EXISTING, FILTER_ACTIONS};
 use crate::ports::{PORTED, PROTOCOL_NAMES};
 use crate::selectors::Operator;
 
@@ -49,200 +47,16 @@ pub(super) fn words<T>(words: &[(&str, T)]) -> Value {
     json!({"enum": words})
 }
 
-fn number(low: u32, high: u32) -> Value {
+pub(super) fn number(low: u32, high: u32) -> Value {
     json!({"type": "integer", "minimum": low, "maximum": high})
 }
 
-fn text(about: &str) -> Value {
+pub(super) fn text(about: &str) -> Value {
     json!({"type": "string", "description": about})
 }
 
-/// What a kind is for.
-pub(super) fn about(kind: &str) -> &'static str {
-    match kind {
-        "Policy" => "Rules for the workloads of a subject. Staged unless it says state: enforced.",
-        "Guardrail" => "A policy of tier guardrail, enforced unless it says state: staged.",
-        "Filter" => {
-            "The coarse tier: stateless, on every packet, before everything else. May only drop."
-        }
-        "Mode" => "How far policy is enforced on some workloads.",
-        "Grant" => "Just-in-time access: an allow rule that ends by itself.",
-        "Workload" => "A workload written down by hand.",
-        "AddressGroup" => "A named list of networks.",
-        _ => "A named list of ports.",
-    }
-}
-
-/// `spec` of a kind.
-pub(super) fn spec(kind: &str) -> Value {
-    match kind {
-        "Policy" => policy(true),
-        "Guardrail" => policy(false),
-        "Filter" => object(
-            "What is filtered.",
-            &["subject", "entries"],
-            vec![
-                ("subject", reference("subject")),
-                ("priority", reference("priority")),
-                (
-                    "entries",
-                    describe(
-                        list(filter_entry()),
-                        "In order; the first that matches decides.",
-                    ),
-                ),
-            ],
-        ),
-        "Mode" => mode(),
-        "Grant" => grant(),
-        "Workload" => object(
-            "The workload.",
-            &["addresses"],
-            vec![
-                (
-                    "addresses",
-                    describe(list(reference("address")), "All its addresses."),
-                ),
-                (
-                    "namedPorts",
-                    describe(list(reference("namedPort")), "Names for its ports."),
-                ),
-                (
-                    "namespaceLabels",
-                    describe(reference("labels"), "Labels of its namespace."),
-                ),
-            ],
-        ),
-        "AddressGroup" => object(
-            "The networks.",
-            &["cidrs"],
-            vec![("cidrs", list(reference("cidr")))],
-        ),
-        _ => {
-            let mut port = object(
-                "One protocol with its ports.",
-                &[],
-                port_fields(false, true),
-            );
-            complete_port(&mut port);
-            let mut ports = list(port);
-            ports["minItems"] = json!(1);
-            object("The ports.", &["ports"], vec![("ports", ports)])
-        }
-    }
-}
-
-fn policy(tier: bool) -> Value {
-    let mut fields = Vec::new();
-    if tier {
-        fields.push(("tier", describe(words(Tier::WORDS), "Default standard.")));
-    }
-    fields.extend([
-        ("state", describe(words(STATES), "Policy: default staged; Guardrail: default enforced.")),
-        ("priority", reference("priority")),
-        ("subject", reference("subject")),
-        ("replaces", describe(reference("name"), "Policy that the draft omits while this one is staged.")),
-        (
-            "ingress",
-            describe(list(reference("rule")), "Rules towards the subject. The key, even as [], speaks for the direction: in tier standard, what no rule allows is denied."),
-        ),
-        (
-            "egress",
-            describe(list(reference("rule")), "Rules away from the subject. The key, even as [], speaks for the direction: in tier standard, what no rule allows is denied."),
-        ),
-        ("expires", describe(reference("moment"), "From this moment on it is evaluated as if absent.")),
-    ]);
-    object("What the policy says.", &["subject"], fields)
-}
-
-fn mode() -> Value {
-    let mut schema = object(
-        "The mode of the subject.",
-        &["subject"],
-        vec![
-            ("subject", reference("subject")),
-            (
-                "mode",
-                describe(
-                    words(MODES),
-                    "observe drops nothing; selective enforces its list.",
-                ),
-            ),
-            (
-                "enforce",
-                describe(
-                    list(reference("selective")),
-                    "What mode selective enforces.",
-                ),
-            ),
-            (
-                "defaultAction",
-                describe(
-                    words(DEFAULT_ACTIONS),
-                    "What happens to a flow that nothing decided.",
-                ),
-            ),
-        ],
-    );
-    schema["anyOf"] = json!([{"required": ["mode"]}, {"required": ["defaultAction"]}]);
-    schema
-}
-
-fn grant() -> Value {
-    let mut peers = list(reference("peer"));
-    peers["minItems"] = json!(1);
-    object(
-        "Who gets access to what, and until when.",
-        &["subject", "peers", "expires"],
-        vec![
-            ("subject", reference("subject")),
-            ("peers", describe(peers, "Who gets access.")),
-            ("ports", reference("ports")),
-            (
-                "direction",
-                describe(words(GRANT_DIRECTIONS), "Default ingress."),
-            ),
-            (
-                "expires",
-                describe(
-                    reference("moment"),
-                    "From this moment on it is gone, for open connections too.",
-                ),
-            ),
-            ("reason", text("Why it was given.")),
-        ],
-    )
-}
-
-fn filter_entry() -> Value {
-    let mut fields = vec![
-        (
-            "action",
-            describe(
-                words(FILTER_ACTIONS),
-                "allow hands the packet to the policies; deny is final.",
-            ),
-        ),
-        (
-            "direction",
-            describe(words(DIRECTIONS), "Seen from the subject."),
-        ),
-        (
-            "cidr",
-            describe(
-                reference("cidr"),
-                "The other end's address; without it, any.",
-            ),
-        ),
-    ];
-    fields.extend(port_fields(false, false));
-    let mut entry = object("One entry.", &["action", "direction"], fields);
-    port_conditions(&mut entry);
-    entry
-}
-
 /// The fields that say protocol and port.
-fn port_fields(service: bool, named: bool) -> FieldList {
+pub(super) fn port_fields(service: bool, named: bool) -> FieldList {
     let port = if named {
         json!({
             "description": "A number, or a port that the receiving workload names.",
@@ -281,7 +95,7 @@ fn port_fields(service: bool, named: bool) -> FieldList {
     fields
 }
 
-fn port_conditions(schema: &mut Value) {
+pub(super) fn port_conditions(schema: &mut Value) {
     schema["dependentRequired"] =
         json!({"endPort": ["port"], "code": ["type"], "type": ["protocol"]});
     // Ranges are of numbers.
@@ -295,7 +109,7 @@ fn port_conditions(schema: &mut Value) {
 }
 
 /// An item that must say something.
-fn complete_port(schema: &mut Value) {
+pub(super) fn complete_port(schema: &mut Value) {
     port_conditions(schema);
     schema["minProperties"] = json!(1);
 }
