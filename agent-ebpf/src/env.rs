@@ -13,6 +13,7 @@ use datapath::abi::{
 };
 use datapath::drop_reason::DropReason;
 use datapath::flow::FlowRef;
+use datapath::lines;
 use datapath::negative::fold_now;
 use datapath::packet::{Family, V4, V6};
 use datapath::pipeline::{
@@ -21,7 +22,7 @@ use datapath::pipeline::{
 };
 use datapath::table::{self, Memory};
 
-use crate::content::Content;
+use crate::content::{Content, bound4, bound6};
 use crate::denials::aggregate;
 use crate::{clock, maps};
 
@@ -144,9 +145,19 @@ fn keep(skb: *mut __sk_buff) {
     let _ = unsafe { ptr::read_volatile(&raw const (*skb).len) };
 }
 
+#[inline(always)]
+fn bound_v4(slot: u32, addr: &[u8; 4]) -> u64 {
+    bound4(slot, u32::from_ne_bytes(*addr))
+}
+
+#[inline(always)]
+fn bound_v6(slot: u32, _: &[u8; 16]) -> u64 {
+    bound6(slot)
+}
+
 /// What differs between the families: which maps.
 macro_rules! env {
-    ($family:ident, $addr_map:ident, $cidr_map:ident, $cidr:ident, $bits:literal, $flows:ident, $locks:ident, $spill:ident, $key:ident, $flow:ident, $scratch:ident, $decide:ident, $denied:ident, $opened:ident, $lock:ident, $claim:ident, $follow:ident) => {
+    ($family:ident, $bound:ident, $cidr_map:ident, $cidr:ident, $bits:literal, $flows:ident, $locks:ident, $spill:ident, $key:ident, $flow:ident, $scratch:ident, $decide:ident, $denied:ident, $opened:ident, $lock:ident, $claim:ident, $follow:ident) => {
         impl Memory<$family> for Kernel {
             #[inline(always)]
             fn tables(&self) -> Option<&Tables> {
@@ -244,8 +255,7 @@ macro_rules! env {
                 // Linux 6.1 takes no key from memory that a global function was given, only from a map or the stack.
                 let key = &mut scratch.$cidr;
                 key.addr = *addr;
-                let exact: Option<AddrValue> = inner!($addr_map, slot, &key.addr);
-                if let Some(value) = exact {
+                if let Some(value) = lines::binding($bound(slot, addr)) {
                     return value;
                 }
                 key.prefix_len = $bits;
@@ -419,11 +429,11 @@ macro_rules! env {
 }
 
 env!(
-    V4, ADDR4, CIDR4, cidr4, 32, FLOWS4, LOCKS4, SPILL4, Key4, Flow4, flow4, decide4, denied4,
+    V4, bound_v4, CIDR4, cidr4, 32, FLOWS4, LOCKS4, SPILL4, Key4, Flow4, flow4, decide4, denied4,
     opened4, lock4, claim4, follow4
 );
 env!(
-    V6, ADDR6, CIDR6, cidr6, 128, FLOWS6, LOCKS6, SPILL6, Key6, Flow6, flow6, decide6, denied6,
+    V6, bound_v6, CIDR6, cidr6, 128, FLOWS6, LOCKS6, SPILL6, Key6, Flow6, flow6, decide6, denied6,
     opened6, lock6, claim6, follow6
 );
 

@@ -5,9 +5,10 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use datapath::abi::{
-    AddrValue, Cidr4Key, Cidr6Key, ClassCells, ClassKey, Clock, Config, Counter, DenyKey,
-    DenyValue, EndpointValue, FailsafeKey, FailsafeValue, FilterValue, Flow4, Flow6, FragmentKey,
-    FragmentValue, Key4, Key6, Loss, Negative, RuleKey, RuleValue, Set4, Set6, Tables, tails,
+    Addr4Line, Addr6Line, AddrValue, CellLine, Cidr4Key, Cidr6Key, ClassLine, Clock, Config,
+    Counter, DenyKey, DenyValue, EndpointValue, FailsafeKey, FailsafeValue, FilterValue, Flow4,
+    Flow6, FragmentKey, FragmentValue, Geometry, Key4, Key6, Loss, Negative, RuleValue, Set4, Set6,
+    Tables, tails,
 };
 use datapath::drop_reason::DropReason;
 use datapath::negative::SLOTS as NEGATIVE_SLOTS;
@@ -21,6 +22,9 @@ const MMAPABLE: usize = 1 << 10;
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): entries lie in the kernel's own memory, which large pages map. A
 /// content is written once, before any packet looks at it, so nothing is allocated while packets wait.
 const NO_PREALLOC: usize = 1;
+/// Flags of the arrays of lines: `BPF_F_MMAPABLE`, because such an array begins at a page and its lines are cache lines, and
+/// `BPF_F_INNER_MAP`, because each content has its own length.
+const LINES: usize = MMAPABLE | 1 << 12;
 
 /// Capacity of the flow tables in the object; the agent asks for what it was configured with.
 const FLOWS: u32 = 1024;
@@ -50,15 +54,17 @@ pub static TAILS: ProgramArray<{ tails::COUNT as usize }> = ProgramArray::new();
 #[btf_map]
 pub static CLOCK: Array<Clock, 1> = Array::new();
 
+/// Lengths of the arrays of lines by slot.
+#[btf_map]
+pub static GEOMETRY: ArrayOfMaps<Array<Geometry, 1>, 2> = ArrayOfMaps::new();
+
 /// IPv4 host addresses by slot.
 #[btf_map]
-pub static ADDR4: ArrayOfMaps<HashMap<[u8; 4], AddrValue, INNER, NO_PREALLOC>, 2> =
-    ArrayOfMaps::new();
+pub static ADDR4: ArrayOfMaps<Array<Addr4Line, INNER, LINES>, 2> = ArrayOfMaps::new();
 
 /// IPv6 host addresses by slot.
 #[btf_map]
-pub static ADDR6: ArrayOfMaps<HashMap<[u8; 16], AddrValue, INNER, NO_PREALLOC>, 2> =
-    ArrayOfMaps::new();
+pub static ADDR6: ArrayOfMaps<Array<Addr6Line, INNER, LINES>, 2> = ArrayOfMaps::new();
 
 /// IPv4 prefixes by slot.
 #[btf_map]
@@ -75,13 +81,11 @@ pub static ENDPOINTS: ArrayOfMaps<HashMap<u32, EndpointValue, INNER, NO_PREALLOC
 
 /// Classes of peers by slot.
 #[btf_map]
-pub static CLASSES: ArrayOfMaps<HashMap<ClassKey, ClassCells, INNER, NO_PREALLOC>, 2> =
-    ArrayOfMaps::new();
+pub static CLASSES: ArrayOfMaps<Array<ClassLine, INNER, LINES>, 2> = ArrayOfMaps::new();
 
 /// Cells of classes by slot: single ports, whole protocols, and the rest.
 #[btf_map]
-pub static CELLS: ArrayOfMaps<HashMap<RuleKey, RuleValue, INNER, NO_PREALLOC>, 2> =
-    ArrayOfMaps::new();
+pub static CELLS: ArrayOfMaps<Array<CellLine, INNER, LINES>, 2> = ArrayOfMaps::new();
 
 /// Cells of port ranges by slot.
 #[btf_map]

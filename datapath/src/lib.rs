@@ -16,6 +16,7 @@ pub mod flow;
 pub mod fragment;
 pub mod hash;
 pub mod ids;
+pub mod lines;
 pub mod negative;
 pub mod owner;
 pub mod packet;

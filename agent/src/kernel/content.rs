@@ -31,11 +31,13 @@ pub enum Part {
     Filters,
     /// All other rules in the kernel (see `shape`); empty elsewhere.
     Cells,
+    /// Lengths of the arrays in the kernel; empty elsewhere.
+    Geometry,
 }
 
 impl Part {
     /// Every part.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Addr4,
         Self::Addr6,
         Self::Cidr4,
@@ -45,6 +47,7 @@ impl Part {
         Self::Rules,
         Self::Filters,
         Self::Cells,
+        Self::Geometry,
     ];
 
     /// Name of the outer map.
@@ -60,6 +63,7 @@ impl Part {
             Self::Rules => maps::RULES,
             Self::Filters => maps::FILTERS,
             Self::Cells => maps::CELLS,
+            Self::Geometry => maps::GEOMETRY,
         }
     }
 
@@ -75,36 +79,45 @@ impl Part {
             Self::Classes => (size_of::<abi::ClassKey>(), size_of::<abi::ClassValue>()),
             Self::Rules | Self::Cells => (size_of::<abi::RuleKey>(), size_of::<abi::RuleValue>()),
             Self::Filters => (size_of::<abi::RuleKey>(), size_of::<abi::FilterValue>()),
+            Self::Geometry => (4, size_of::<abi::Geometry>()),
         }
+    }
+
+    /// Whether the kernel holds it as an array of lines.
+    pub(crate) const fn has_lines(self) -> bool {
+        matches!(
+            self,
+            Self::Addr4 | Self::Addr6 | Self::Classes | Self::Cells
+        )
     }
 
     /// Size of keys and values in the kernel.
     #[must_use]
     pub(crate) const fn kernel_sizes(self) -> (usize, usize) {
         match self {
-            Self::Classes => (size_of::<abi::ClassKey>(), size_of::<abi::ClassCells>()),
+            Self::Addr4 | Self::Addr6 | Self::Classes | Self::Cells => (4, abi::LINE),
             other => other.sizes(),
         }
     }
 
-    /// Entries that a map for so many is made for. The kernel makes one bucket an entry of a hash; with twice as many,
-    /// chains are short.
+    /// Entries that a map for so many is made for.
     pub(crate) const fn room(self, entries: usize) -> usize {
         let entries = if entries == 0 { 1 } else { entries };
         match self {
-            Self::Addr4 | Self::Addr6 | Self::Endpoints | Self::Classes | Self::Cells => {
-                2 * entries
-            }
-            Self::Cidr4 | Self::Cidr6 | Self::Rules | Self::Filters => entries,
+            // The kernel makes one bucket an entry of a hash; with twice as many, chains are short.
+            Self::Endpoints => 2 * entries,
+            _ => entries,
         }
     }
 
     /// Kernel map type and flags of the inner map.
     pub(crate) const fn kind(self) -> (u32, u32) {
         match self {
-            Self::Addr4 | Self::Addr6 | Self::Endpoints | Self::Classes | Self::Cells => {
-                (sys::TYPE_HASH, sys::F_NO_PREALLOC)
+            Self::Addr4 | Self::Addr6 | Self::Classes | Self::Cells => {
+                (sys::TYPE_ARRAY, sys::F_MMAPABLE | sys::F_INNER_MAP)
             }
+            Self::Geometry => (sys::TYPE_ARRAY, 0),
+            Self::Endpoints => (sys::TYPE_HASH, sys::F_NO_PREALLOC),
             Self::Cidr4 | Self::Cidr6 | Self::Rules | Self::Filters => {
                 (sys::TYPE_LPM_TRIE, sys::F_NO_PREALLOC)
             }
@@ -213,7 +226,7 @@ impl Flat {
 /// Everything that one slot holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
-    parts: [Flat; 9],
+    parts: [Flat; 10],
 }
 
 impl Default for Content {
@@ -260,8 +273,8 @@ impl Content {
         let mut hasher = Sha256::new();
         for part in Part::ALL {
             let flat = self.part(part);
-            // Only a content in the kernel's shape has cells apart; the others' digests do not know of them.
-            if part == Part::Cells && flat.is_empty() {
+            // Only a content in the kernel's shape has these; the others' digests do not know of them.
+            if matches!(part, Part::Cells | Part::Geometry) && flat.is_empty() {
                 continue;
             }
             hasher.update(part.map());

@@ -14,6 +14,7 @@ pub mod features;
 pub(crate) mod flowtable;
 mod host;
 mod inspect;
+mod layout;
 pub mod loader;
 mod map;
 mod mapping;
@@ -81,6 +82,12 @@ pub enum KernelError {
         read: usize,
         /// Entries meant.
         written: usize,
+    },
+    /// The keys of a content collide whatever the length of their array.
+    #[error("map {map}: the content cannot be laid out: too many of its keys have the same hash")]
+    Layout {
+        /// Which map.
+        map: &'static str,
     },
     /// The object could not be loaded.
     #[error("loading the kernel object: {0}")]

@@ -45,7 +45,7 @@ const fn spec(name: &'static str, kind: u32, key: usize, value: usize, flags: u3
 
 /// Every map that user space and kernel share, or that one load takes over from another; all of them pinned. The array of
 /// programs is pinned too, but each load has its own ([`PinDir::set_tails_aside`]).
-pub(crate) const SPECS: [Spec; 27] = [
+pub(crate) const SPECS: [Spec; 28] = [
     spec(
         maps::CONFIG,
         sys::TYPE_ARRAY,
@@ -61,6 +61,7 @@ pub(crate) const SPECS: [Spec; 27] = [
     spec(maps::ENDPOINTS, sys::TYPE_ARRAY_OF_MAPS, 4, 4, 0),
     spec(maps::CLASSES, sys::TYPE_ARRAY_OF_MAPS, 4, 4, 0),
     spec(maps::CELLS, sys::TYPE_ARRAY_OF_MAPS, 4, 4, 0),
+    spec(maps::GEOMETRY, sys::TYPE_ARRAY_OF_MAPS, 4, 4, 0),
     spec(maps::RULES, sys::TYPE_ARRAY_OF_MAPS, 4, 4, 0),
     spec(maps::FILTERS, sys::TYPE_ARRAY_OF_MAPS, 4, 4, 0),
     spec(

@@ -19,7 +19,7 @@ impl OfflineKernel {
     /// When a map cannot be made, filled or read, or differs.
     pub fn fill(&self, slot: u32, content: &Content) -> Result<[u8; 32]> {
         let mut inner = Vec::new();
-        let shaped = shape(content);
+        let shaped = shape(content)?;
         let mut read_back = Content::default();
         for part in Part::ALL {
             let map = build(part, shaped.part(part))?;
@@ -126,6 +126,9 @@ fn read_map(map: &RawMap, part: Part) -> Result<Flat> {
     let mut flat = Flat::new(key, value);
     map.for_each(&mut |key, value| flat.push_raw(key, value))
         .map_err(KernelError::map(part.map(), "read back"))?;
-    flat.sort();
+    // An array gives its lines in order.
+    if !part.has_lines() {
+        flat.sort();
+    }
     Ok(flat)
 }

@@ -35,6 +35,8 @@ pub(crate) const ANY: u64 = 0;
 pub(crate) const NOEXIST: u64 = 1;
 /// `BPF_F_NO_PREALLOC`.
 pub(crate) const F_NO_PREALLOC: u32 = 1;
+/// `BPF_F_INNER_MAP`: arrays of other lengths may take its place in an array of maps.
+pub(crate) const F_INNER_MAP: u32 = 1 << 12;
 /// `BPF_F_MMAPABLE`.
 pub(crate) const F_MMAPABLE: u32 = 1 << 10;
 

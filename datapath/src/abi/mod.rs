@@ -6,17 +6,19 @@
 //! [`ABI_VERSION`], which is part of the pin path.
 
 mod fragment;
+mod lines;
 mod policy;
 mod record;
 
 use core::mem::{offset_of, size_of};
 
 pub use fragment::{FragmentKey, FragmentValue};
+pub use lines::*;
 pub use policy::*;
 pub use record::*;
 
 /// Version of every layout in this crate; part of the pin path and of the record header.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Number of policy content slots; a flip of [`ActiveWord`] selects one.
 pub const SLOTS: u32 = 2;
@@ -27,9 +29,9 @@ pub mod maps {
     pub const CONFIG: &str = "CONFIG";
     /// One mmap-able [`super::ActiveWord`].
     pub const ACTIVE: &str = "ACTIVE";
-    /// Slot → hash of IPv4 address → [`super::AddrValue`].
+    /// Slot → array of [`super::Addr4Line`]: IPv4 addresses.
     pub const ADDR4: &str = "ADDR4";
-    /// Slot → hash of IPv6 address → [`super::AddrValue`].
+    /// Slot → array of [`super::Addr6Line`]: IPv6 addresses.
     pub const ADDR6: &str = "ADDR6";
     /// Slot → trie of IPv4 prefix → [`super::AddrValue`].
     pub const CIDR4: &str = "CIDR4";
@@ -37,10 +39,12 @@ pub mod maps {
     pub const CIDR6: &str = "CIDR6";
     /// Slot → hash of endpoint → [`super::EndpointValue`].
     pub const ENDPOINTS: &str = "ENDPOINTS";
-    /// Slot → hash of [`super::ClassKey`] → [`super::ClassCells`].
+    /// Slot → array of [`super::ClassLine`].
     pub const CLASSES: &str = "CLASSES";
-    /// Slot → hash of [`super::RuleKey`] → [`super::RuleValue`]: single ports, whole protocols, and the rest.
+    /// Slot → array of [`super::CellLine`]: rules for single ports, whole protocols, and the rest.
     pub const CELLS: &str = "CELLS";
+    /// Slot → one [`super::Geometry`].
+    pub const GEOMETRY: &str = "GEOMETRY";
     /// Slot → trie of [`super::RuleKey`] → [`super::RuleValue`]: port ranges.
     pub const RULES: &str = "RULES";
     /// Slot → trie of [`super::RuleKey`] → [`super::FilterValue`].
@@ -431,6 +435,11 @@ mod pod {
         ClassKey,
         ClassValue,
         ClassCells,
+        Geometry,
+        Addr4Line,
+        Addr6Line,
+        ClassLine,
+        CellLine,
         RuleKey,
         RuleValue,
         FilterValue,

@@ -107,7 +107,9 @@ pub(super) const MUTATIONS: &[Mutation] = mutations! {
         "denials while arming": "    if active.is_learning()\n" => "    if active.generation() == u32::MAX\n";
     }
     "agent-ebpf/src/content.rs" {
-        "the active slot": "found!(CLASSES, self.slot, key)" => "found!(CLASSES, self.slot ^ 1, key)";
+        "the active slot": "match class_at(self.slot, one, key.identity, scope) {" => "match class_at(self.slot ^ 1, one, key.identity, scope) {";
+        "the second line of a cell": "None => cell_at(slot, two, key.class, port)," => "None => None,";
+        "the second line of an address": "0 => bound4_at(slot, two, addr)," => "0 => 0,";
         "cells of a port that are said to be absent": "if present.wrapping_shr(cells::bit(protocol, key.port)) & 1 != 0" => "if present.wrapping_shr(cells::bit(protocol, key.port) + 1) & 1 != 0";
         "a range comes before the protocol": "if present & cells::RANGES != 0" => "if present & cells::RANGES == u64::MAX";
         "the cell of a protocol": "if present & cells::PROTOCOLS != 0 {" => "if present & cells::PROTOCOLS == u64::MAX {";
