@@ -57,6 +57,19 @@ pub(crate) fn read_file(path: &Path) -> anyhow::Result<Source> {
     Ok(Source::from_bytes(name, &bytes)?)
 }
 
+/// Reads files of other systems, which may be longer than policy files; together they are bounded too.
+pub(crate) fn read_foreign(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
+    let mut left = MAX_TOTAL;
+    paths
+        .iter()
+        .map(|path| {
+            let (name, bytes) = bytes(path, left)?;
+            left = left.saturating_sub(bytes.len() as u64);
+            Ok(Source::utf8(name, &bytes)?)
+        })
+        .collect()
+}
+
 /// Reads probes, which may be longer than any policy.
 pub(crate) fn read_probes(path: &Path) -> anyhow::Result<Source> {
     let (name, bytes) = bytes(path, MAX_PROBES)?;

@@ -11,6 +11,7 @@ mod matching;
 mod model_json;
 
 pub mod api;
+pub mod brownfield;
 pub mod compile;
 pub mod diff;
 pub mod evaluate;

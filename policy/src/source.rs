@@ -33,6 +33,13 @@ impl Source {
         if bytes.len() > MAX_SOURCE_BYTES {
             return Err(too_long(&name, bytes.len()).into());
         }
+        Self::utf8(name, bytes)
+    }
+
+    /// A text of another system, whose length the caller has bounded: refuses what is not UTF-8,
+    /// naming the place of the bad byte.
+    pub fn utf8(name: impl Into<Arc<str>>, bytes: &[u8]) -> Result<Self, Problems> {
+        let name = name.into();
         match std::str::from_utf8(bytes) {
             Ok(text) => Ok(Self::new(name, text)),
             Err(error) => {

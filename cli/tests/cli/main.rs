@@ -12,6 +12,7 @@ mod expected;
 mod fake;
 mod format;
 mod formats;
+mod import;
 mod manual;
 mod mutations;
 mod offline;

@@ -14,6 +14,7 @@ const SHOWN: &[&str] = &[
     "get.txt",
     "get.yaml",
     "history.txt",
+    "import.txt",
     "policy-explain.txt",
     "status.txt",
     "test-fail.txt",

@@ -65,6 +65,8 @@ pub(crate) const FOR_TESTS: &[Package] = &[
     Package::program("python3", "python3"),
     Package::program("ethtool", "ethtool"),
     Package::program("nftables", "nft"),
+    Package::program("iptables", "iptables-restore"),
+    Package::program("ipset", "ipset"),
     Package::program("netcat-openbsd", "nc"),
     Package::program("iputils-ping", "ping"),
     Package::program("iperf3", "iperf3"),

@@ -2,6 +2,7 @@
 
 mod expectations;
 mod fmt;
+mod import;
 mod schema;
 
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ enum Verb {
     Explain(Explain),
     Fmt(fmt::Fmt),
     Schema(schema::Schema),
+    Import(import::Import),
 }
 
 /// Answer probes: one JSON line each, in order
@@ -121,6 +123,7 @@ impl Policy {
             Verb::Explain(verb) => verb.run(screen),
             Verb::Fmt(verb) => verb.run(screen),
             Verb::Schema(verb) => verb.run(screen),
+            Verb::Import(verb) => verb.run(screen),
         }
     }
 }
