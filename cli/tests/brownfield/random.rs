@@ -57,7 +57,7 @@ const NFT_PORTS: [&str; 12] = [
 /// A table that filters both directions.
 pub(crate) fn nftables(seed: u64) -> String {
     let mut dice = Dice(seed);
-    let mut text = String::from("table inet random {\n");
+    let mut text = String::from("table inet diced {\n");
     for chain in (0..CHAINS).rev() {
         writeln!(text, "chain c{chain} {{").unwrap();
         for _ in 0..=dice.roll(4) {
