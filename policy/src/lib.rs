@@ -26,6 +26,7 @@ pub mod posture;
 pub mod probe;
 pub mod problems;
 pub mod reach;
+pub mod recommend;
 pub mod schema;
 pub mod selectors;
 pub mod set;
