@@ -1,15 +1,17 @@
 //! `cofferdam`: the operator's command line.
 //!
 //! Only a client: every verb is one or two calls of the controller's API, or, for `policy`, a pure
-//! function over files. Exit codes: 0 done, 1 refused or failed, 2 `diff` found changes or `policy
-//! fmt --check` files to format, 130
+//! function over files. Exit codes: 0 done, 1 refused or failed, 2 `diff` found changes, `plan` what
+//! `--fail-on` names, or `policy fmt --check` files to format, 130
 //! interrupted. A reader that goes away (`cofferdam flows | head`) ends the program quietly.
 
+mod change;
 mod client;
 mod error;
 mod model;
 mod options;
 mod output;
+mod records;
 mod sources;
 mod verbs;
 
@@ -29,7 +31,7 @@ pub(crate) enum Outcome {
     Done,
     /// Refused, or not everything that was asked for came true.
     Refused,
-    /// `diff` found changes, `policy fmt --check` files to format.
+    /// `diff` found changes, `plan` what `--fail-on` names, `policy fmt --check` files to format.
     Changes,
 }
 

@@ -7,10 +7,11 @@ use ipnet::IpNet;
 use policy::compile::{
     CompileError, CompileInput, HostWorkload, IdentityAllocator, Limits, compile,
 };
+use policy::enrolled::{Enrolled, join};
 use policy::set::PolicySet;
 use policy::snapshot::{Mode, Snapshot};
 use policy::snapshot_diff::diff_snapshots;
-use policy::world::{Workload, World};
+use policy::world::World;
 use proto::convert::HOST_ENDPOINT;
 use time::OffsetDateTime;
 
@@ -64,43 +65,22 @@ pub type Plan = BTreeMap<String, Arc<Snapshot>>;
 /// Where both speak of one workload, the object's labels win, and the addresses are the agent's.
 #[must_use]
 pub fn world(state: &State, policies: &PolicySet, settings: &Settings) -> World {
-    let mut workloads: BTreeMap<String, Workload> = BTreeMap::new();
-    for object in policies.workloads() {
-        let workload = Workload::from(object);
-        workloads.insert(workload.full_name(), workload);
-    }
-    for (name, record) in state.workloads.iter() {
-        let workload = workloads.entry(name.clone()).or_insert_with(|| named(name));
-        for (label, value) in &record.labels {
-            if !workload.labels.contains_key(label) {
-                workload.labels.insert(label.clone(), value.clone());
-            }
-        }
-        workload.addresses.clone_from(&record.addresses);
-    }
-    for (name, workload) in &mut workloads {
-        if state.isolations.contains_key(name) {
-            workload.mode = Some(Mode::Isolate);
-        }
-    }
-    let mut world = World::new(
-        settings.managed_networks.clone(),
-        workloads.into_values().collect(),
-    );
-    world.default_mode = settings.default_mode;
-    world
-}
-
-fn named(full_name: &str) -> Workload {
-    let (namespace, name) = match full_name.split_once('/') {
-        Some((namespace, name)) => (Some(namespace.to_owned()), name),
-        None => (None, full_name),
-    };
-    Workload {
-        name: name.to_owned(),
-        namespace,
-        ..Workload::default()
-    }
+    let enrolled: Vec<Enrolled> = (state.workloads.iter())
+        .map(|(name, record)| Enrolled {
+            full_name: name.clone(),
+            labels: record.labels.clone(),
+            addresses: record.addresses.clone(),
+        })
+        .collect();
+    let isolated = state.isolations.keys().cloned().collect();
+    let networks = settings.managed_networks.clone();
+    join(
+        networks,
+        settings.default_mode,
+        &enrolled,
+        &isolated,
+        policies,
+    )
 }
 
 /// Who gets a snapshot: whoever may speak.

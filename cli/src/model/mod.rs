@@ -6,6 +6,8 @@ mod change;
 mod findings;
 mod fleet;
 mod objects;
+mod plan;
+mod plan_markdown;
 mod response;
 
 pub(crate) use activity::{Edge, EdgeList, Flow, FlowList, Missed};
@@ -13,6 +15,7 @@ pub(crate) use change::{Apply, Explanation, Problems};
 pub(crate) use findings::{Finding, FindingList};
 pub(crate) use fleet::{FleetStatus, Token, WorkloadList};
 pub(crate) use objects::{History, ObjectList};
+pub(crate) use plan::{PlanInput, PlanReport};
 pub(crate) use response::{Confirmed, Isolation, Revoked};
 
 use std::io;

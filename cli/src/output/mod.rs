@@ -2,17 +2,16 @@
 
 mod table;
 mod units;
-mod yaml;
 
 use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write as _};
 
 use serde::Serialize;
 
+pub(crate) use policy::yaml::to_string as to_yaml;
 pub(crate) use table::{Column, Table, Tone};
 pub(crate) use units::{
     bytes, counted, labels, milliseconds, moment, moment_or_empty, port, protocol, seconds, waited,
 };
-pub(crate) use yaml::to_string as to_yaml;
 
 use crate::error::Failure;
 
@@ -28,6 +27,8 @@ pub(crate) enum Format {
     Yaml,
     /// Names only, one a line.
     Name,
+    /// For a merge request (`plan`).
+    Markdown,
 }
 
 /// A document that can be shown to people and machines. Its serialised form is stable.
@@ -37,6 +38,11 @@ pub(crate) trait Document: Serialize {
 
     /// Names of what it lists; `None` when it lists nothing that has a name.
     fn names(&self) -> Option<Vec<String>> {
+        None
+    }
+
+    /// For a merge request; `None` when it has no such form.
+    fn markdown(&self) -> Option<String> {
         None
     }
 }
@@ -96,6 +102,12 @@ impl Screen {
                     self.line(&name)?;
                 }
             }
+            Format::Markdown => {
+                let text = document
+                    .markdown()
+                    .ok_or_else(|| self.unsupported("-o markdown", "-o table"))?;
+                self.out.write_all(printable(&text).as_bytes())?;
+            }
         }
         self.out.flush()?;
         Ok(())
@@ -114,7 +126,7 @@ impl Screen {
                 self.out.write_all(b"---\n")?;
                 self.show(document)
             }
-            Format::Table | Format::Name => self.show(document),
+            Format::Table | Format::Name | Format::Markdown => self.show(document),
         }
     }
 

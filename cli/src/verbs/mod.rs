@@ -4,6 +4,7 @@ mod apply;
 mod completions;
 mod confirm;
 mod context;
+mod current;
 mod diff;
 mod edges;
 mod explain;
@@ -12,6 +13,7 @@ mod flows;
 mod get;
 mod history;
 mod isolate;
+mod plan;
 mod policy;
 mod revoke;
 mod rollback;
@@ -32,6 +34,7 @@ use session::Session;
 pub(crate) enum Verb {
     Apply(apply::Apply),
     Diff(diff::Diff),
+    Plan(plan::Plan),
     Confirm(confirm::Confirm),
     Rollback(rollback::Rollback),
     History(history::History),
@@ -57,6 +60,7 @@ pub(crate) async fn run(cli: Cli, screen: &mut Screen) -> anyhow::Result<Outcome
     match cli.verb {
         Verb::Apply(verb) => verb.run(&session, screen).await,
         Verb::Diff(verb) => verb.run(&session, screen).await,
+        Verb::Plan(verb) => verb.run(&session, screen).await,
         Verb::Confirm(verb) => verb.run(&session, screen).await,
         Verb::Rollback(verb) => verb.run(&session, screen).await,
         Verb::History(verb) => verb.run(&session, screen).await,

@@ -43,6 +43,8 @@ pub(crate) struct Behaviour {
     pub(crate) verified: Vec<u64>,
     /// Flows are hostile to terminals.
     pub(crate) hostile: bool,
+    /// Stored objects by kind, name and text, instead of the samples.
+    pub(crate) stored: Vec<[String; 3]>,
     /// Rows a page holds at most; 0 = all.
     pub(crate) page: usize,
 }
@@ -226,6 +228,9 @@ impl Policies for Service {
     ) -> Answer<v1::ListObjectsResponse> {
         let request = self.take(request).await?;
         let mut rows = samples::objects();
+        if !self.behaviour.stored.is_empty() {
+            rows = samples::stored(&self.behaviour.stored);
+        }
         rows.retain(|object| request.kind.is_empty() || object.kind == request.kind);
         rows.retain(|object| request.name.is_empty() || object.name == request.name);
         let (objects, next_page_token) = self.page(rows, request.page_size, &request.page_token);
@@ -290,6 +295,8 @@ impl Inventory for Service {
         Ok(Response::new(v1::ListWorkloadsResponse {
             workloads,
             next_page_token,
+            managed_networks: samples::managed_networks(),
+            default_mode: v1::Mode::Enforce.into(),
         }))
     }
 }

@@ -17,6 +17,7 @@ mod manual;
 mod mutations;
 mod offline;
 mod pki;
+mod plan;
 mod samples;
 mod streams;
 mod unreachable;

@@ -15,6 +15,7 @@ const SHOWN: &[&str] = &[
     "get.yaml",
     "history.txt",
     "import.txt",
+    "plan.txt",
     "policy-explain.txt",
     "status.txt",
     "test-fail.txt",
@@ -65,13 +66,13 @@ fn the_manual_names_every_field() {
     }
 }
 
-/// Names of all fields; what is below labels, causes and the controller's walk is not ours.
+/// Names of all fields; what is below labels, causes, classes and the controller's walk is not ours.
 fn collect(value: &serde_json::Value, fields: &mut Vec<String>) {
     match value {
         serde_json::Value::Object(map) => {
             for (key, value) in map {
                 fields.push(key.clone());
-                if !matches!(key.as_str(), "labels" | "losses" | "walk") {
+                if !matches!(key.as_str(), "labels" | "losses" | "walk" | "classes") {
                     collect(value, fields);
                 }
             }

@@ -168,6 +168,11 @@ pub(crate) fn workloads() -> Vec<v1::WorkloadInfo> {
             mode: v1::Mode::Enforce.into(),
             connected: true,
             isolation_seconds_left: 0,
+            enrolled: true,
+            enrolled_labels: [("app", "shop"), ("tier", "db")]
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .into(),
+            isolated: false,
         },
         v1::WorkloadInfo {
             name: "web-1".into(),
@@ -176,6 +181,24 @@ pub(crate) fn workloads() -> Vec<v1::WorkloadInfo> {
             ..v1::WorkloadInfo::default()
         },
     ]
+}
+
+pub(crate) fn managed_networks() -> Vec<v1::Prefix> {
+    vec!["10.0.0.0/16".parse::<ipnet::IpNet>().unwrap().into()]
+}
+
+/// Objects by kind, name and text.
+pub(crate) fn stored(objects: &[[String; 3]]) -> Vec<v1::StoredObject> {
+    objects
+        .iter()
+        .map(|[kind, name, text]| v1::StoredObject {
+            kind: kind.clone(),
+            name: name.clone(),
+            revision: 12,
+            text: text.clone(),
+            actor: "ann".into(),
+        })
+        .collect()
 }
 
 pub(crate) fn objects() -> Vec<v1::StoredObject> {

@@ -141,7 +141,8 @@ impl Inventory for Api {
         let request = request.into_inner();
         let state = self.core.state();
         let agents = self.core.hub.agents();
-        let world = planner::world(&state, &state.policies, &Settings::from(&self.core.config));
+        let settings = Settings::from(&self.core.config);
+        let world = planner::world(&state, &state.policies, &settings);
         let written: BTreeSet<String> = (state.policies.workloads().iter())
             .map(|object| policy::world::Workload::from(object).full_name())
             .collect();
@@ -164,6 +165,11 @@ impl Inventory for Api {
                         .unwrap_or(u32::MAX)
                         .max(1)
                 }),
+                enrolled: state.workloads.contains_key(&name),
+                enrolled_labels: (state.workloads.get(&name))
+                    .map(|record| record.labels.clone().into_iter().collect())
+                    .unwrap_or_default(),
+                isolated: state.isolations.contains_key(&name),
                 name,
             }
         });
@@ -171,6 +177,10 @@ impl Inventory for Api {
         Ok(Response::new(v1::ListWorkloadsResponse {
             workloads,
             next_page_token,
+            managed_networks: (settings.managed_networks.iter().copied())
+                .map(Into::into)
+                .collect(),
+            default_mode: v1::Mode::from(settings.default_mode).into(),
         }))
     }
 }

@@ -1750,6 +1750,18 @@ pub struct WorkloadInfo {
     /// Seconds left of an isolation with a time limit; 0 = none.
     #[prost(uint32, tag = "7")]
     pub isolation_seconds_left: u32,
+    /// Its agent has joined: then the addresses are the agent's.
+    #[prost(bool, tag = "8")]
+    pub enrolled: bool,
+    /// Of the token; `labels` are these and those of a Workload object, which win.
+    #[prost(btree_map = "string, string", tag = "9")]
+    pub enrolled_labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// The controller isolates it.
+    #[prost(bool, tag = "10")]
+    pub isolated: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListWorkloadsResponse {
@@ -1757,6 +1769,12 @@ pub struct ListWorkloadsResponse {
     pub workloads: ::prost::alloc::vec::Vec<WorkloadInfo>,
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
+    /// What is inside, and the mode of a workload about which nothing is said: with the stored objects and the
+    /// workloads all that evaluation needs.
+    #[prost(message, repeated, tag = "3")]
+    pub managed_networks: ::prost::alloc::vec::Vec<Prefix>,
+    #[prost(enumeration = "Mode", tag = "4")]
+    pub default_mode: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FlowFilter {

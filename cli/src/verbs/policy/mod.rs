@@ -237,7 +237,8 @@ fn refuse(problems: policy::problems::Problems, screen: &mut Screen) -> anyhow::
     Ok(Outcome::Refused)
 }
 
-fn moment(text: &str) -> Result<OffsetDateTime, String> {
+/// Parses RFC 3339.
+pub(super) fn moment(text: &str) -> Result<OffsetDateTime, String> {
     OffsetDateTime::parse(text, &Rfc3339)
         .map_err(|error| format!("{error}; write it like 2026-11-23T10:00:00Z"))
 }

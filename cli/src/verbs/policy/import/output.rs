@@ -80,6 +80,9 @@ impl Output {
                     screen.line(&object.id())?;
                 }
             }
+            Format::Markdown => {
+                return Err(screen.unsupported("-o markdown", "-o yaml").into());
+            }
             Format::Table | Format::Yaml => {
                 for object in &objects {
                     screen.raw("---\n")?;

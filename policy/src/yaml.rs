@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 /// Block style, two spaces; ends with a line end.
-pub(crate) fn to_string(value: &Value) -> String {
+#[must_use]
+pub fn to_string(value: &Value) -> String {
     let mut text = String::new();
     match value {
         Value::Object(map) if !map.is_empty() => block(value, 0, &mut text),
