@@ -24,17 +24,18 @@ pub(super) fn run(config: &Config, output: Output) -> anyhow::Result<ExitCode> {
     if !loader::has_object() {
         problems.push("this build carries no kernel object".to_owned());
     }
+    let chosen = config.devices.chosen(&list);
     let mut shown = Vec::new();
     for device in &list {
         shown.push(json!({
             "name": device.name,
             "index": device.index,
-            "armed": config.devices.wants(device),
+            "armed": chosen.contains(&device),
             "addresses": device.addresses,
             "others": attach::others_on(device),
         }));
     }
-    if !list.iter().any(|device| config.devices.wants(device)) {
+    if chosen.is_empty() {
         problems.push("no device would be armed: see `devices` in the configuration".to_owned());
     }
     let filters = other_filters();
@@ -65,13 +66,14 @@ fn text(
     filters: &[String],
     problems: &[String],
 ) {
+    let chosen = config.devices.chosen(list);
     println!("kernel       {}", features.kernel);
     for feature in &features.features {
         let need = if feature.required { "" } else { " (optional)" };
         println!("  {:<14} {}{need}", feature.name, feature.answer.name());
     }
     for device in list {
-        let what = if config.devices.wants(device) {
+        let what = if chosen.contains(&device) {
             "would be armed"
         } else {
             "left alone"

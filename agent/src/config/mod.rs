@@ -105,8 +105,9 @@ impl Default for Config {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Devices {
-    /// Names or patterns with `*` and `?`. `auto` stands for every Ethernet device, and any other that is up and
-    /// not a loopback.
+    /// Names or patterns with `*` and `?`. `auto` stands for the lowest Ethernet devices, on which each packet of the host
+    /// is seen once: no VLAN or macvlan on top of another device, no bridge or bond (their ports are), no pair of veths
+    /// whose ends are both here.
     pub include: Vec<String>,
     /// Names or patterns that are left alone.
     pub exclude: Vec<String>,
@@ -122,26 +123,34 @@ impl Default for Devices {
 }
 
 impl Devices {
-    /// Whether a device is to be armed.
+    /// The devices of a list that are to be armed.
     #[must_use]
-    pub fn wants(&self, device: &crate::kernel::devices::Device) -> bool {
-        use crate::kernel::devices::matches;
-        if device.loopback
-            || self
-                .exclude
+    pub fn chosen<'a>(
+        &self,
+        list: &'a [crate::kernel::devices::Device],
+    ) -> Vec<&'a crate::kernel::devices::Device> {
+        use crate::kernel::devices::{Device, lowest, matches};
+        let excluded = |device: &Device| {
+            self.exclude
                 .iter()
                 .any(|pattern| matches(pattern, &device.name))
-        {
-            return false;
-        }
-        self.include.iter().any(|pattern| {
-            if pattern == "auto" {
-                // An Ethernet device is armed before it is up: then there is no packet that it could miss.
-                device.up || device.ethernet
-            } else {
-                matches(pattern, &device.name)
-            }
-        })
+        };
+        // An Ethernet device is armed before it is up: then there is no packet that it could miss.
+        let lowest: Vec<u32> = if self.include.iter().any(|pattern| pattern == "auto") {
+            lowest(list, &excluded).map(|device| device.index).collect()
+        } else {
+            Vec::new()
+        };
+        list.iter()
+            .filter(|device| {
+                let named = || {
+                    self.include
+                        .iter()
+                        .any(|pattern| pattern != "auto" && matches(pattern, &device.name))
+                };
+                !device.loopback && !excluded(device) && (lowest.contains(&device.index) || named())
+            })
+            .collect()
     }
 }
 
@@ -595,19 +604,23 @@ mod tests {
         };
         assert_eq!(of("devices: auto"), Ok(Devices::default()));
         let both = of("devices: {include: [eth*], exclude: [eth9]}").expect("devices");
-        let device = |name: &str| crate::kernel::devices::Device {
-            index: 2,
-            name: name.into(),
-            up: true,
-            loopback: name == "lo",
-            ethernet: name != "lo",
-            addresses: vec![],
+        let list: Vec<_> = ["eth0", "eth9", "ens3", "lo", "tun0"]
+            .into_iter()
+            .map(|name| crate::kernel::devices::Device {
+                name: name.into(),
+                loopback: name == "lo",
+                ethernet: !matches!(name, "lo" | "tun0"),
+                ..Default::default()
+            })
+            .zip(2..)
+            .map(|(device, index)| crate::kernel::devices::Device { index, ..device })
+            .collect();
+        let chosen = |devices: &Devices| -> Vec<String> {
+            let chosen = devices.chosen(&list);
+            chosen.iter().map(|device| device.name.clone()).collect()
         };
-        assert!(both.wants(&device("eth0")));
-        assert!(!both.wants(&device("eth9")) && !both.wants(&device("ens3")));
-        assert!(
-            Devices::default().wants(&device("ens3")) && !Devices::default().wants(&device("lo"))
-        );
+        assert_eq!(chosen(&both), ["eth0"]);
+        assert_eq!(chosen(&Devices::default()), ["eth0", "eth9", "ens3"]);
         assert!(
             of("devices: {inclde: []}")
                 .expect_err("unknown")

@@ -31,10 +31,7 @@ impl Host {
     /// When a hook is refused.
     pub fn attach_devices(&self) -> Result<(), HostError> {
         let list = devices::list().map_err(system("listing devices"))?;
-        let wanted: Vec<_> = list
-            .iter()
-            .filter(|device| self.config.devices.wants(device))
-            .collect();
+        let wanted = self.config.devices.chosen(&list);
         if wanted.is_empty() {
             warn!("no device is chosen: nothing is enforced until one appears");
         }

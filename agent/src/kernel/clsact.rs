@@ -10,7 +10,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use super::rtnetlink::{Answer, Message, attributes, text, word};
 
 /// Priority of our filter. It never changes: the next agent finds the filter by it.
 pub(super) const PRIORITY: u16 = 7;
@@ -32,10 +32,6 @@ const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
 const TCA_BPF_ID: u16 = 11;
 const DIRECT_ACTION: u32 = 1;
-/// Attribute types have two flag bits on top.
-const TYPE_MASK: u16 = 0x3fff;
-
-const HEADER: usize = 16;
 const TCMSG: usize = 20;
 
 /// A filter on a clsact hook.
@@ -73,6 +69,19 @@ fn parent(ingress: bool) -> u32 {
     }
 }
 
+/// `fields` are device, handle, parent and info of a `tcmsg`.
+fn request(kind: u16, flags: libc::c_int, fields: [u32; 4]) -> Message {
+    let mut head = [0; TCMSG];
+    for (place, field) in head
+        .iter_mut()
+        .skip(4)
+        .zip(fields.map(u32::to_ne_bytes).as_flattened())
+    {
+        *place = *field;
+    }
+    Message::new(kind, flags, &head)
+}
+
 fn priority_and_protocol() -> u32 {
     let every = u16::try_from(libc::ETH_P_ALL).unwrap_or(3);
     (u32::from(PRIORITY) << 16) | u32::from(every.to_be())
@@ -105,7 +114,7 @@ pub(super) fn set(
         _ => {}
     }
     // CREATE without EXCL: one that is there gets the program under RCU, every packet sees one or the other.
-    let mut message = Message::new(
+    let mut message = request(
         libc::RTM_NEWTFILTER,
         libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE,
         [ifindex, HANDLE, parent(ingress), priority_and_protocol()],
@@ -130,7 +139,7 @@ pub(super) fn remove(ifindex: u32, ingress: bool) -> io::Result<bool> {
     if !ours()? {
         return Ok(false);
     }
-    let gone = Message::new(
+    let gone = request(
         libc::RTM_DELTFILTER,
         libc::NLM_F_ACK,
         [ifindex, HANDLE, parent(ingress), priority_and_protocol()],
@@ -167,7 +176,7 @@ pub(super) fn ours() -> io::Result<Vec<Filter>> {
 /// # Errors
 /// When the kernel does not list them.
 pub(super) fn on_hook(ifindex: u32, ingress: bool) -> io::Result<Vec<Filter>> {
-    let answers = Message::new(
+    let answers = request(
         libc::RTM_GETTFILTER,
         libc::NLM_F_DUMP,
         [ifindex, 0, parent(ingress), 0],
@@ -234,7 +243,7 @@ fn filter(answer: &Answer, ingress: bool) -> Option<Filter> {
 
 /// Devices that have a clsact qdisc.
 fn devices() -> io::Result<Vec<u32>> {
-    let answers = match Message::new(libc::RTM_GETQDISC, libc::NLM_F_DUMP, [0; 4]).ask() {
+    let answers = match request(libc::RTM_GETQDISC, libc::NLM_F_DUMP, [0; 4]).ask() {
         Ok(answers) => answers,
         Err(error) if is_nothing_there(&error) => return Ok(Vec::new()),
         Err(error) => return Err(error),
@@ -251,7 +260,7 @@ fn devices() -> io::Result<Vec<u32>> {
 }
 
 fn add_qdisc(ifindex: u32) -> io::Result<()> {
-    let mut message = Message::new(
+    let mut message = request(
         libc::RTM_NEWQDISC,
         libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL,
         [ifindex, CLSACT, CLSACT_PARENT, 0],
@@ -264,138 +273,18 @@ fn add_qdisc(ifindex: u32) -> io::Result<()> {
     }
 }
 
-/// A request: netlink header, `tcmsg`, attributes.
-struct Message(Vec<u8>);
-
-struct Answer {
-    kind: u16,
-    body: Vec<u8>,
-}
-
-impl Message {
-    /// `fields` are device, handle, parent and info.
-    fn new(kind: u16, flags: libc::c_int, fields: [u32; 4]) -> Self {
-        let flags = u16::try_from(libc::NLM_F_REQUEST | flags).unwrap_or(0);
-        let mut bytes = Vec::with_capacity(128);
-        bytes.extend(0u32.to_ne_bytes()); // the length, when it is known
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(flags.to_ne_bytes());
-        bytes.extend(1u32.to_ne_bytes());
-        bytes.extend(0u32.to_ne_bytes());
-        bytes.extend([0; 4]); // family and padding
-        for field in fields {
-            bytes.extend(field.to_ne_bytes());
-        }
-        Self(bytes)
-    }
-
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
-        let start = self.open(kind);
-        self.0.extend(value);
-        self.close(start);
-    }
-
-    fn open(&mut self, kind: u16) -> usize {
-        let start = self.0.len();
-        self.0.extend(0u16.to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        start
-    }
-
-    fn close(&mut self, start: usize) {
-        let length = u16::try_from(self.0.len() - start).unwrap_or(0);
-        if let Some(place) = self.0.get_mut(start..start + 2) {
-            place.copy_from_slice(&length.to_ne_bytes());
-        }
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-    }
-
-    /// Sends it and reads to the end of the answer.
-    fn ask(mut self) -> io::Result<Vec<Answer>> {
-        let length = u32::try_from(self.0.len()).unwrap_or(0);
-        if let Some(place) = self.0.get_mut(..4) {
-            place.copy_from_slice(&length.to_ne_bytes());
-        }
-        let socket = Socket::new(NETLINK_ROUTE)?;
-        socket.send_to(&self.0, &SocketAddr::new(0, 0), 0)?;
-        let mut answers = Vec::new();
-        loop {
-            let (bytes, _) = socket.recv_from_full()?;
-            let mut rest = bytes.as_slice();
-            while let Some((answer, after)) = next(rest) {
-                rest = after;
-                let end = i32::from(answer.kind);
-                if end == libc::NLMSG_ERROR || end == libc::NLMSG_DONE {
-                    let status = word(&answer.body, 0).map_or(0, u32::cast_signed);
-                    return if status < 0 {
-                        Err(io::Error::from_raw_os_error(status.wrapping_neg()))
-                    } else {
-                        Ok(answers)
-                    };
-                }
-                answers.push(answer);
-            }
-            if !rest.is_empty() || bytes.is_empty() {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-        }
-    }
-}
-
-/// The first message of a buffer, and what follows it.
-fn next(bytes: &[u8]) -> Option<(Answer, &[u8])> {
-    let length = word(bytes, 0)? as usize;
-    let kind = half(bytes, 4)?;
-    let body = bytes.get(HEADER..length)?.to_vec();
-    let rest = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some((Answer { kind, body }, rest))
-}
-
-/// Type and value of each attribute; a malformed one ends it.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(half(bytes, 0)?);
-        let kind = half(bytes, 2)? & TYPE_MASK;
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..at.checked_add(4)?)?;
-    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
-}
-
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    let bytes = bytes.get(at..at.checked_add(2)?)?;
-    Some(u16::from_ne_bytes(bytes.try_into().ok()?))
-}
-
-fn text(bytes: &[u8]) -> String {
-    let end = bytes
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(bytes.len());
-    String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn listed(name: &[u8], info: u32) -> Answer {
-        let mut message = Message::new(libc::RTM_NEWTFILTER, 0, [3, HANDLE, INGRESS_PARENT, info]);
+        let mut message = request(libc::RTM_NEWTFILTER, 0, [3, HANDLE, INGRESS_PARENT, info]);
         message.attribute(TCA_KIND, b"bpf\0");
         let options = message.open(TCA_OPTIONS);
         message.attribute(TCA_BPF_NAME, name);
         message.attribute(TCA_BPF_ID, &77u32.to_ne_bytes());
         message.close(options);
-        let length = u32::try_from(message.0.len()).expect("length");
-        message.0[..4].copy_from_slice(&length.to_ne_bytes());
-        let (answer, rest) = next(&message.0).expect("message");
-        assert!(rest.is_empty());
-        answer
+        message.into_answer()
     }
 
     #[test]
@@ -419,7 +308,5 @@ mod tests {
                 assert!(!filter.is_ours());
             }
         }
-        assert_eq!(attributes(&[0, 0, 1, 0, 9, 9, 9, 9]).count(), 0);
-        assert!(next(&[255; 15]).is_none() && next(&[0; 16]).is_none());
     }
 }

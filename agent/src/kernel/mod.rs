@@ -22,6 +22,7 @@ pub mod netns;
 pub mod pins;
 pub mod replay;
 pub mod ring;
+mod rtnetlink;
 mod shape;
 mod slots;
 pub mod sockdiag;

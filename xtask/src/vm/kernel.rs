@@ -12,7 +12,7 @@ use crate::project::{Project, sha256};
 use crate::run;
 
 /// What the tests use: devices, hooks and filters, and the listing of sockets.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 17] = [
     "veth",
     "dummy",
     "sch_ingress",
@@ -26,11 +26,14 @@ const MODULES: [&str; 14] = [
     "ip_tables",
     "tun",
     "8021q",
+    "bridge",
+    "bonding",
+    "macvlan",
     "sctp",
 ];
 
 /// Without these the tests run as well; a kernel may not have them.
-const OPTIONAL: [&str; 2] = ["ip_tables", "sctp"];
+const OPTIONAL: [&str; 5] = ["ip_tables", "sctp", "bridge", "bonding", "macvlan"];
 
 /// A kernel ready to boot.
 pub(super) struct Kernel {
