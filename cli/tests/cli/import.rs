@@ -142,6 +142,60 @@ fn bad_texts_name_the_place_and_nothing_is_printed() {
     assert!(result.stderr.contains("--subject"), "{result:?}");
 }
 
+/// A sample of the policy crate's tests.
+fn sample(name: &str) -> String {
+    format!(
+        "{}/../policy/tests/brownfield/{name}",
+        env!("CARGO_MANIFEST_DIR")
+    )
+}
+
+#[test]
+fn clouds_become_policy_that_check_accepts() {
+    let home = home();
+    let aws = [
+        "groups.json",
+        "rules.json",
+        "acls.json",
+        "instances.json",
+        "vpcs.json",
+    ]
+    .map(sample);
+    let aws: Vec<&str> = aws.iter().map(String::as_str).collect();
+    let plan = sample("plan.json");
+    for (system, files) in [("aws", &aws[..]), ("terraform", &[plan.as_str()][..])] {
+        for form in ["guardrail", "filter"] {
+            let args = [&["policy", "import", system, "--nacl", form], files].concat();
+            let result = run(home.path(), &args).expect(0);
+            fs::write(home.path().join("policy.yaml"), &result.stdout).unwrap();
+            run(home.path(), &["policy", "check", "policy.yaml"]).expect(0);
+            assert_eq!(run(home.path(), &args).expect(0).stdout, result.stdout);
+            assert_eq!(
+                result.stdout.contains("kind: Filter"),
+                form == "filter",
+                "{result:?}"
+            );
+            assert_eq!(
+                result.stderr.contains("filters cannot be staged"),
+                form == "filter",
+                "{result:?}"
+            );
+            assert!(result.stderr.contains(" not carried over\n"), "{result:?}");
+        }
+    }
+    let names = run(
+        home.path(),
+        &["policy", "import", "aws", aws[0], "-o", "name"],
+    )
+    .expect(0);
+    assert_eq!(names.stdout, "Policy/aws/sg-0db\nPolicy/aws/sg-0web\n");
+    let result = run(home.path(), &["policy", "import", "terraform", aws[0]]).expect(1);
+    assert!(result.stderr.contains("format_version"), "{result:?}");
+    let wrong = ["policy", "import", "aws", aws[2], "--client-ports", "9-1"];
+    let result = run(home.path(), &wrong).expect(1);
+    assert!(result.stderr.contains("1024-65535"), "{result:?}");
+}
+
 #[test]
 fn rule_sets_that_explode_are_refused() {
     let home = home();

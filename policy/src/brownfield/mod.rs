@@ -4,6 +4,8 @@
 //! narrower (it allows less), unless the caller asks for wider; [`report`] names every such rule. The
 //! meaning that is carried over is that of *connections*: policy is stateful.
 
+pub mod aws;
+pub mod cloud;
 mod emit;
 pub mod firewall;
 pub mod intervals;
@@ -13,10 +15,12 @@ pub mod nftables;
 pub mod problem;
 pub mod region;
 pub mod report;
+pub mod terraform;
 
 use crate::model::Object;
 use report::Report;
 
+pub use cloud::{AclForm, CloudOptions};
 pub use firewall::HostOptions;
 pub use json::JsonError;
 pub use problem::{ImportError, Limit};

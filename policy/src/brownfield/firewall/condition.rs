@@ -293,3 +293,15 @@ fn service_cell(services: Intervals) -> Cell {
         ..Cell::all()
     }
 }
+
+/// The questions of an ICMP, and what answers each.
+pub(crate) fn answers(protocol: u8) -> Vec<(Intervals, Intervals)> {
+    QUESTIONS
+        .iter()
+        .filter(|(own, ..)| *own == protocol)
+        .map(|(_, question, answer)| {
+            let low = service(protocol, u16::from_be_bytes([*answer, 0]));
+            (kind(protocol, *question), Intervals::range(low, low))
+        })
+        .collect()
+}

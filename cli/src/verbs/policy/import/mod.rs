@@ -1,5 +1,6 @@
 //! `policy import`: rule sets of other systems as staged policy.
 
+mod cloud;
 mod host;
 mod output;
 
@@ -17,16 +18,20 @@ pub(super) struct Import {
 
 #[derive(Debug, Subcommand)]
 enum From {
+    Aws(cloud::Aws),
     Iptables(host::Iptables),
     Nftables(host::Nftables),
+    Terraform(cloud::Terraform),
 }
 
 impl Import {
     /// Runs the verb.
     pub(super) fn run(self, screen: &mut Screen) -> anyhow::Result<Outcome> {
         match self.from {
+            From::Aws(verb) => verb.run(screen),
             From::Iptables(verb) => verb.run(screen),
             From::Nftables(verb) => verb.run(screen),
+            From::Terraform(verb) => verb.run(screen),
         }
     }
 }
