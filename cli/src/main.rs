@@ -2,7 +2,7 @@
 //!
 //! Only a client: every verb is one or two calls of the controller's API, or, for `policy`, a pure
 //! function over files. Exit codes: 0 done, 1 refused or failed, 2 `diff` found changes, `plan` what
-//! `--fail-on` names, or `policy fmt --check` files to format, 130
+//! `--fail-on` names, `policy fmt --check` files to format or `policy reach` a way, 130
 //! interrupted. A reader that goes away (`cofferdam flows | head`) ends the program quietly.
 
 mod change;
@@ -31,7 +31,8 @@ pub(crate) enum Outcome {
     Done,
     /// Refused, or not everything that was asked for came true.
     Refused,
-    /// `diff` found changes, `plan` what `--fail-on` names, `policy fmt --check` files to format.
+    /// `diff` found changes, `plan` what `--fail-on` names, `policy fmt --check` files to format,
+    /// `policy reach` a way.
     Changes,
 }
 

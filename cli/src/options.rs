@@ -15,7 +15,7 @@ use crate::verbs::Verb;
     version,
     propagate_version = true,
     arg_required_else_help = true,
-    after_help = "Exit codes: 0 done, 1 refused or failed, 2 `diff` found changes, `plan` what --fail-on names, or `policy fmt --check` files to format, 130 interrupted."
+    after_help = "Exit codes: 0 done, 1 refused or failed, 2 `diff` found changes, `plan` what --fail-on names, `policy fmt --check` files to format or `policy reach` a way, 130 interrupted."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]

@@ -19,6 +19,7 @@ pub mod evaluate;
 pub mod explain;
 pub mod filetests;
 pub mod format;
+pub mod invariants;
 pub mod judge;
 pub mod locate;
 pub mod model;

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 
 use crate::ports::PortSpec;
+use crate::reach::Lens;
 use crate::selectors::{Labels, Selector};
 use crate::snapshot::{FlowDirection, Mode};
 use crate::source::Place;
@@ -32,6 +33,8 @@ pub enum Object {
     AddressGroup(AddressGroup),
     /// `Service`.
     Service(Service),
+    /// `Invariant`.
+    Invariant(Invariant),
 }
 
 /// Name, owner and free text of an object.
@@ -430,6 +433,48 @@ pub struct Service {
     pub place: Place,
 }
 
+/// What must, or must never, be reachable; checked on every apply. See [`crate::invariants`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Invariant {
+    /// Its name.
+    pub metadata: Metadata,
+    /// Who opens the flow; never empty.
+    pub from: Vec<Peer>,
+    /// Who answers; never empty.
+    pub to: Vec<Peer>,
+    /// On what, without named ports; empty = any protocol and port.
+    pub ports: Vec<PortSpec>,
+    /// What must hold.
+    pub expect: Expectation,
+    /// Under which circumstances.
+    pub lens: Lens,
+    /// Over any number of workloads, not only directly.
+    pub transitive: bool,
+    /// Why it must hold, for whoever breaks it.
+    pub reason: Option<String>,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// What an [`Invariant`] says of all its pairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expectation {
+    /// No flow of any pair on any of the ports passes.
+    #[default]
+    Unreachable,
+    /// Every flow of every pair on every one of the ports passes.
+    Reachable,
+}
+
+impl Expectation {
+    /// The words of the language.
+    pub(crate) const WORDS: &'static [(&'static str, Self)] = &[
+        ("unreachable", Self::Unreachable),
+        ("reachable", Self::Reachable),
+    ];
+}
+
 /// One expectation of a policy file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyTest {
@@ -496,6 +541,7 @@ impl Object {
             Self::Workload(_) => "Workload",
             Self::AddressGroup(_) => "AddressGroup",
             Self::Service(_) => "Service",
+            Self::Invariant(_) => "Invariant",
         }
     }
 
@@ -510,6 +556,7 @@ impl Object {
             Self::Workload(object) => &object.metadata,
             Self::AddressGroup(object) => &object.metadata,
             Self::Service(object) => &object.metadata,
+            Self::Invariant(object) => &object.metadata,
         }
     }
 
@@ -524,6 +571,7 @@ impl Object {
             Self::Workload(object) => &object.place,
             Self::AddressGroup(object) => &object.place,
             Self::Service(object) => &object.place,
+            Self::Invariant(object) => &object.place,
         }
     }
 

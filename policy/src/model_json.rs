@@ -6,8 +6,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::model::{
-    API_VERSION, Filter, FilterEntry, Grant, ModeObject, Object, Policy, PolicyKind, PolicyTest,
-    SelectiveEntry, State, TestVerdict,
+    API_VERSION, Filter, FilterEntry, Grant, Invariant, ModeObject, Object, Policy, PolicyKind,
+    PolicyTest, SelectiveEntry, State, TestVerdict,
 };
 use crate::ports::PortSpec;
 use crate::selectors::{Selector, serialize_subject};
@@ -39,6 +39,7 @@ impl Object {
             }),
             Self::AddressGroup(object) => json!({"cidrs": object.cidrs}),
             Self::Service(object) => json!({"ports": object.ports}),
+            Self::Invariant(object) => invariant(object),
         };
         document.insert("spec".into(), spec);
         Value::Object(document)
@@ -152,6 +153,24 @@ fn grant(grant: &Grant) -> Value {
     spec.insert("direction".into(), json!(direction));
     spec.insert("expires".into(), moment(grant.expires));
     if let Some(reason) = &grant.reason {
+        spec.insert("reason".into(), json!(reason));
+    }
+    Value::Object(spec)
+}
+
+fn invariant(object: &Invariant) -> Value {
+    let mut spec = Map::new();
+    spec.insert("from".into(), value(&object.from));
+    spec.insert("to".into(), value(&object.to));
+    if !object.ports.is_empty() {
+        spec.insert("ports".into(), value(&object.ports));
+    }
+    spec.insert("expect".into(), value(&object.expect));
+    spec.insert("lens".into(), value(&object.lens));
+    if object.transitive {
+        spec.insert("transitive".into(), json!(true));
+    }
+    if let Some(reason) = &object.reason {
         spec.insert("reason".into(), json!(reason));
     }
     Value::Object(spec)

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use time::OffsetDateTime;
 
+use crate::matching::port_names;
 use crate::model::{
-    AddressGroup, Filter, Grant, ModeObject, Object, Peer, Policy, Service, State, WorkloadObject,
+    AddressGroup, Filter, Grant, Invariant, ModeObject, Object, Peer, Policy, Service, State,
+    WorkloadObject,
 };
 use crate::ports::PortSpec;
 use crate::problems::{Problem, Problems, did_you_mean};
@@ -22,6 +24,7 @@ pub struct PolicySet {
     workloads: Vec<WorkloadObject>,
     groups: BTreeMap<String, AddressGroup>,
     services: BTreeMap<String, Service>,
+    invariants: Vec<Invariant>,
 }
 
 impl PolicySet {
@@ -48,6 +51,7 @@ impl PolicySet {
                 Object::Service(service) => {
                     set.services.insert(service.metadata.name.clone(), service);
                 }
+                Object::Invariant(invariant) => set.invariants.push(invariant),
             }
         }
         set.sort();
@@ -65,6 +69,8 @@ impl PolicySet {
         self.grants
             .sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         self.modes
+            .sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        self.invariants
             .sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         self.workloads.sort_by_key(|workload| {
             (
@@ -100,6 +106,21 @@ impl PolicySet {
         for grant in &self.grants {
             self.check_peers(&grant.peers, &grant.place, problems);
             self.check_ports(&grant.ports, &grant.place, problems);
+        }
+        for invariant in &self.invariants {
+            self.check_peers(&invariant.from, &invariant.place, problems);
+            self.check_peers(&invariant.to, &invariant.place, problems);
+            self.check_ports(&invariant.ports, &invariant.place, problems);
+            // In the invariant itself no name is accepted; a service may bring one along.
+            if let Some(name) = port_names(self, &invariant.ports).next() {
+                problems.push(
+                    Problem::at(
+                        &invariant.place,
+                        format!("the port \"{name}\" of a service is not a number, and so means nothing here"),
+                    )
+                    .suggest("list the ports of the invariant by number"),
+                );
+            }
         }
     }
 
@@ -195,6 +216,7 @@ impl PolicySet {
             workloads: Vec::new(),
             groups: self.groups.clone(),
             services: self.services.clone(),
+            invariants: Vec::new(),
         }
     }
 
@@ -208,6 +230,12 @@ impl PolicySet {
         self.services.values()
     }
 
+    /// Invariants by name.
+    #[must_use]
+    pub fn invariants(&self) -> &[Invariant] {
+        &self.invariants
+    }
+
     /// Every object again.
     #[must_use]
     pub fn objects(&self) -> Vec<Object> {
@@ -218,6 +246,7 @@ impl PolicySet {
         let workloads = self.workloads.iter().cloned().map(Object::Workload);
         let groups = self.groups.values().cloned().map(Object::AddressGroup);
         let services = self.services.values().cloned().map(Object::Service);
+        let invariants = self.invariants.iter().cloned().map(Object::Invariant);
         policies
             .chain(filters)
             .chain(modes)
@@ -225,6 +254,7 @@ impl PolicySet {
             .chain(workloads)
             .chain(groups)
             .chain(services)
+            .chain(invariants)
             .collect()
     }
 

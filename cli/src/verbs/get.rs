@@ -10,7 +10,7 @@ use crate::model::ObjectList;
 use crate::output::{Format, Screen};
 
 /// Every kind of object, with what people type for it.
-const KINDS: [(&str, &[&str]); 7] = [
+const KINDS: [(&str, &[&str]); 8] = [
     ("Policy", &["policy", "policies", "pol"]),
     ("Filter", &["filter", "filters"]),
     ("Mode", &["mode", "modes"]),
@@ -18,12 +18,13 @@ const KINDS: [(&str, &[&str]); 7] = [
     ("Guardrail", &["guardrail", "guardrails"]),
     ("AddressGroup", &["addressgroup", "addressgroups", "ag"]),
     ("Service", &["service", "services", "svc"]),
+    ("Invariant", &["invariant", "invariants", "inv"]),
 ];
 
 /// Show stored objects; `-o yaml` prints them as they were applied
 #[derive(Debug, Args)]
 pub(crate) struct Get {
-    /// policy, filter, mode, grant, guardrail, workload, addressgroup or service [default: all]
+    /// policy, filter, mode, grant, guardrail, workload, addressgroup, service or invariant [default: all]
     kind: Option<String>,
     /// Only the object of this name
     name: Option<String>,
@@ -107,7 +108,7 @@ fn kind_of(word: &str) -> Result<&'static str, Failure> {
         .ok_or_else(|| {
             Failure::new(
                 format!("there is no kind {word:?}"),
-                "kinds: policy, filter, mode, grant, guardrail, workload, addressgroup, service",
+                "kinds: policy, filter, mode, grant, guardrail, workload, addressgroup, service, invariant",
             )
         })
 }

@@ -15,6 +15,7 @@ mod history;
 mod isolate;
 mod plan;
 mod policy;
+mod reach;
 mod revoke;
 mod rollback;
 mod session;

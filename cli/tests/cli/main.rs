@@ -18,6 +18,7 @@ mod mutations;
 mod offline;
 mod pki;
 mod plan;
+mod reach;
 mod samples;
 mod streams;
 mod unreachable;

@@ -11,7 +11,7 @@ use crate::problems::{Problem, Problems, did_you_mean};
 use crate::selectors::Labels;
 use crate::source::Place;
 
-pub(crate) const KINDS: [&str; 8] = [
+pub(crate) const KINDS: [&str; 9] = [
     "Policy",
     "Guardrail",
     "Filter",
@@ -20,6 +20,7 @@ pub(crate) const KINDS: [&str; 8] = [
     "Workload",
     "AddressGroup",
     "Service",
+    "Invariant",
 ];
 
 /// Reads one document; `kind: List` holds several.
@@ -96,6 +97,9 @@ fn read_object(
         "Grant" => policy::grant(spec, metadata, place, problems).map(Object::Grant),
         "Workload" => workload(spec, metadata, place, problems).map(Object::Workload),
         "AddressGroup" => group(spec, metadata, place, problems).map(Object::AddressGroup),
+        "Invariant" => {
+            super::invariant::invariant(spec, metadata, place, problems).map(Object::Invariant)
+        }
         _ => service(spec, metadata, place, problems).map(Object::Service),
     };
     objects.extend(object);

@@ -2,6 +2,7 @@
 
 pub(crate) mod document;
 pub(crate) mod fields;
+mod invariant;
 pub(crate) mod inventory;
 pub(crate) mod node;
 mod peers;

@@ -25,6 +25,11 @@ impl Allow {
         service: false,
         named: true,
     };
+    /// No names: nobody's port is meant.
+    pub(crate) const NO_NAMES: Self = Self {
+        service: true,
+        named: false,
+    };
     /// Numbers only: filters, modes.
     pub(crate) const NUMBERS: Self = Self {
         service: false,

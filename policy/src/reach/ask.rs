@@ -6,8 +6,9 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::arena::{ALL, NONE, SetId};
 use super::ends::{Chosen, EndError};
-use super::portset::{ALL, NONE, PortSet, SetId};
+use super::portset::PortSet;
 use super::rows::{Part, Row};
 use super::{End, Lens, Reach};
 use crate::ports::{is_icmp, protocol_name};
@@ -113,7 +114,6 @@ pub(super) struct Hit {
 
 /// One flow that was looked for: the plainest one there is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Example {
     /// Workload that opens; `None` = the address is nobody's.
     pub from: Option<String>,

@@ -8,9 +8,10 @@ use std::collections::{BTreeSet, VecDeque};
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use super::arena::{NONE, SetId};
 use super::ask::{RuleAt, port_text};
 use super::ends::{Chosen, EndError};
-use super::portset::{NONE, PortSet, SetId};
+use super::portset::PortSet;
 use super::rows::Row;
 use super::{End, Lens, Reach};
 use crate::set::PolicySet;

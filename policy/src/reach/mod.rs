@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use crate::set::PolicySet;
 use crate::world::World;
 
+mod arena;
 mod ask;
 mod bits;
 mod blast;
@@ -23,6 +24,7 @@ mod ends;
 mod pieces;
 mod portset;
 mod program;
+mod report;
 mod rows;
 mod space;
 mod vocabulary;
@@ -32,6 +34,7 @@ pub use blast::{BlastRadius, Direction, Reached, Spread, Step, blast_radius};
 pub use ends::{End, EndError};
 pub use pieces::{Group, Member, Network, Piece, Pieces};
 pub use portset::{PortSet, Range};
+pub use report::{Report, Request, RequestError};
 
 /// Under which circumstances a flow passes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -86,7 +89,7 @@ impl<'a> Reach<'a> {
     pub fn new(world: &'a World, set: &'a PolicySet, at: OffsetDateTime) -> Self {
         let words = vocabulary::Vocabulary::of(set, at);
         let classes = classes::Classes::new(world, set, &words);
-        let mut arena = portset::Arena::new();
+        let mut arena = arena::Arena::new();
         let program = program::Program::new(set, at, &classes, &words, &mut arena);
         Self {
             world,

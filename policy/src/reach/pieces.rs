@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::arena::{NONE, SetId};
 use super::ask::{Found, Hit, RuleAt};
 use super::ends::Chosen;
-use super::portset::{NONE, PortSet, SetId};
+use super::portset::PortSet;
 use super::{Reach, Wanted};
 use crate::matching::PeerClass;
 use crate::snapshot::FlowDirection;
@@ -147,7 +148,7 @@ impl Reach<'_> {
         let subject = list.get(own as usize).and_then(|class| class.subject);
         let side = list.get(other as usize).map(|class| class.peer);
         let (Some(subject), Some(side)) = (subject, side) else {
-            return vec![(super::portset::ALL, None)];
+            return vec![(super::arena::ALL, None)];
         };
         let parts = self.rows.parts(subject, direction, side, found.lens);
         parts

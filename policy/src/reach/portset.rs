@@ -1,14 +1,13 @@
 //! Sets in the space of protocols and ports: all 256 protocols, each with its 65,536 ports (ICMP:
 //! type × 256 + code). A protocol without ports is in a set whole or not at all.
 
-use std::collections::HashMap;
 use std::fmt;
 
 use datapath::ids::protocol as number;
 use serde::ser::SerializeStruct as _;
 use serde::{Serialize, Serializer};
 
-use crate::ports::{PortBlock, is_icmp, protocol_name};
+use crate::ports::{PORTED, PortBlock, is_icmp, protocol_name};
 
 /// First and last port of a range.
 pub type Range = (u16, u16);
@@ -56,6 +55,35 @@ impl PortSet {
             low,
             high,
         }])
+    }
+
+    /// Reads what people type: `tcp/443` or `443/tcp`, `443`, `udp/8000-8080`, `icmp/8`, `icmp/3:4`,
+    /// `0/47` for a protocol without ports, `udp` for all of one protocol. `any` means every
+    /// protocol, and with a port beside it TCP, UDP and SCTP.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim().to_ascii_lowercase();
+        let is_name = |part: &str| part.starts_with(|c: char| c.is_ascii_alphabetic());
+        let (name, ports) = match text.split_once('/') {
+            Some((first, second)) if is_name(first) => (first, Some(second)),
+            Some((first, second)) => (second, Some(first)),
+            None if is_name(&text) => (text.as_str(), None),
+            None => ("tcp", Some(text.as_str())),
+        };
+        let protocols = match (name, ports) {
+            ("any", None) => return Some(Self::ALL),
+            ("any", Some(_)) => PORTED.to_vec(),
+            _ => vec![crate::api::protocol_number(name)?],
+        };
+        let mut set = Self::NONE;
+        for protocol in protocols {
+            let (low, high) = match ports {
+                None => (0, u16::MAX),
+                Some(ports) => range(protocol, ports)?,
+            };
+            set = set.union(&Self::range(protocol, low, high));
+        }
+        Some(set)
     }
 
     /// What some blocks cover together.
@@ -213,6 +241,23 @@ impl PortSet {
     }
 }
 
+/// `80`, `80-90`; for ICMP `8`, `3:4`.
+fn range(protocol: u8, text: &str) -> Option<Range> {
+    if is_icmp(protocol) {
+        let (kind, code) = match text.split_once(':') {
+            Some((kind, code)) => (kind, Some(code.parse::<u8>().ok()?)),
+            None => (text, None),
+        };
+        let kind: u8 = kind.parse().ok()?;
+        let port = |code| u16::from_be_bytes([kind, code]);
+        return Some((port(code.unwrap_or(0)), port(code.unwrap_or(u8::MAX))));
+    }
+    let (low, high) = text.split_once('-').unwrap_or((text, text));
+    let (low, high) = (low.parse().ok()?, high.parse().ok()?);
+    let is_right = low <= high && (number::has_ports(protocol) || (low, high) == (0, 0));
+    is_right.then_some((low, high))
+}
+
 /// The range as far as the protocol has ports: one without is there, as port 0, or it is not.
 fn whole(protocol: u8, range: Range) -> Option<Range> {
     if number::has_ports(protocol) || is_icmp(protocol) {
@@ -334,108 +379,8 @@ impl Serialize for PortSet {
         let mut fields = serializer.serialize_struct("PortSet", 3)?;
         fields.serialize_field("text", &self.to_string())?;
         fields.serialize_field("protocols", &protocols)?;
-        fields.serialize_field("otherProtocols", &self.others)?;
+        fields.serialize_field("other_protocols", &self.others)?;
         fields.end()
-    }
-}
-
-/// Number of a set in an [`Arena`].
-pub(super) type SetId = u32;
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Operation {
-    Union,
-    Intersection,
-    Difference,
-}
-
-/// Sets with numbers. Few are different, so that most operations have been done before.
-pub(super) struct Arena {
-    sets: Vec<PortSet>,
-    ids: HashMap<PortSet, SetId>,
-    done: HashMap<(Operation, SetId, SetId), SetId>,
-}
-
-/// The empty set in every [`Arena`].
-pub(super) const NONE: SetId = 0;
-/// The full set in every [`Arena`].
-pub(super) const ALL: SetId = 1;
-
-impl Arena {
-    pub(super) fn new() -> Self {
-        let mut arena = Self {
-            sets: Vec::new(),
-            ids: HashMap::new(),
-            done: HashMap::new(),
-        };
-        arena.number(PortSet::NONE);
-        arena.number(PortSet::ALL);
-        arena
-    }
-
-    /// The number of a set.
-    pub(super) fn number(&mut self, set: PortSet) -> SetId {
-        if let Some(id) = self.ids.get(&set) {
-            return *id;
-        }
-        // Four billion different sets do not fit into any memory.
-        let id = SetId::try_from(self.sets.len()).unwrap_or(SetId::MAX);
-        self.sets.push(set.clone());
-        self.ids.insert(set, id);
-        id
-    }
-
-    /// The set of a number that this arena gave.
-    pub(super) fn get(&self, id: SetId) -> &PortSet {
-        const EMPTY: &PortSet = &PortSet::NONE;
-        self.sets.get(id as usize).unwrap_or(EMPTY)
-    }
-
-    pub(super) fn union(&mut self, a: SetId, b: SetId) -> SetId {
-        match (a, b) {
-            (NONE, other) | (other, NONE) => other,
-            (ALL, _) | (_, ALL) => ALL,
-            _ if a == b => a,
-            _ => self.memo(Operation::Union, a.min(b), a.max(b), PortSet::union),
-        }
-    }
-
-    pub(super) fn intersection(&mut self, a: SetId, b: SetId) -> SetId {
-        match (a, b) {
-            (ALL, other) | (other, ALL) => other,
-            (NONE, _) | (_, NONE) => NONE,
-            _ if a == b => a,
-            _ => self.memo(
-                Operation::Intersection,
-                a.min(b),
-                a.max(b),
-                PortSet::intersection,
-            ),
-        }
-    }
-
-    pub(super) fn difference(&mut self, a: SetId, b: SetId) -> SetId {
-        match (a, b) {
-            (_, NONE) => a,
-            (NONE, _) | (_, ALL) => NONE,
-            _ if a == b => NONE,
-            _ => self.memo(Operation::Difference, a, b, PortSet::difference),
-        }
-    }
-
-    fn memo(
-        &mut self,
-        operation: Operation,
-        a: SetId,
-        b: SetId,
-        work: fn(&PortSet, &PortSet) -> PortSet,
-    ) -> SetId {
-        if let Some(id) = self.done.get(&(operation, a, b)) {
-            return *id;
-        }
-        let id = self.number(work(self.get(a), self.get(b)));
-        self.done.insert((operation, a, b), id);
-        id
     }
 }
 
@@ -495,6 +440,37 @@ mod tests {
             } else {
                 assert!(union.is_empty());
             }
+        }
+    }
+
+    #[test]
+    fn ports_are_read_in_either_order() {
+        for (text, shown) in [
+            ("tcp/443", "tcp/443"),
+            ("443/tcp", "tcp/443"),
+            ("443", "tcp/443"),
+            ("UDP/8000-8080", "udp/8000-8080"),
+            ("udp", "udp/any"),
+            ("icmp/8", "icmp/8"),
+            ("3:4/icmp", "icmp/3:4"),
+            ("0/47", "47/any"),
+            ("any", "any"),
+            ("any/53", "tcp/53 udp/53 sctp/53"),
+        ] {
+            assert_eq!(PortSet::parse(text).unwrap().to_string(), shown, "{text}");
+        }
+        for wrong in [
+            "",
+            "tcp/",
+            "tcp/90-80",
+            "tcp/65536",
+            "tpc/80",
+            "1/47",
+            "icmp/8-9",
+            "icmp/256",
+            "tcp/http",
+        ] {
+            assert_eq!(PortSet::parse(wrong), None, "{wrong}");
         }
     }
 

@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use ipnet::IpNet;
 use time::OffsetDateTime;
 
+use super::arena::{Arena, SetId};
 use super::bits::Bits;
 use super::classes::Classes;
-use super::portset::{Arena, PortSet, SetId};
+use super::portset::PortSet;
 use super::vocabulary::{Interner, Vocabulary};
 use crate::matching::{PeerClass, blocks, port_names};
 use crate::model::{Action, Entity, Filter, Grant, NamedPort, Peer, Policy, State, Tier};
@@ -213,7 +214,7 @@ impl<'a> Program<'a> {
             // The names are those of who receives the connection.
             (None, FlowDirection::Ingress) => {
                 let known = self.named.get(&(line.ports, subject_ports));
-                Covered::Same(known.copied().unwrap_or(super::portset::NONE))
+                Covered::Same(known.copied().unwrap_or(super::arena::NONE))
             }
             (None, FlowDirection::Egress) => {
                 Covered::ByPeer(self.variants.get(ports).map_or(&[], Vec::as_slice))

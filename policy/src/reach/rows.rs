@@ -8,9 +8,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Lens;
+use super::arena::{ALL, Arena, NONE, SetId};
 use super::bits::Bits;
 use super::classes::{Classes, Subject};
-use super::portset::{ALL, Arena, NONE, PortSet, SetId};
+use super::portset::PortSet;
 use super::program::{Covered, Line, Program, Stage, Unit};
 use crate::matching::PeerClass;
 use crate::model::{Action, DefaultAction};

@@ -5,10 +5,11 @@ use serde_json::{Value, json};
 use super::parts::{
     complete_port, describe, list, object, port_conditions, port_fields, reference, text, words,
 };
-use crate::model::Tier;
+use crate::model::{Expectation, Tier};
 use crate::parse::policy::{
     DEFAULT_ACTIONS, DIRECTIONS, FILTER_ACTIONS, GRANT_DIRECTIONS, MODES, STATES,
 };
+use crate::reach::Lens;
 
 /// What a kind is for.
 pub(super) fn about(kind: &str) -> &'static str {
@@ -22,6 +23,7 @@ pub(super) fn about(kind: &str) -> &'static str {
         "Grant" => "Just-in-time access: an allow rule that ends by itself.",
         "Workload" => "A workload written down by hand.",
         "AddressGroup" => "A named list of networks.",
+        "Invariant" => "What must, or must never, be reachable; checked on every apply.",
         _ => "A named list of ports.",
     }
 }
@@ -48,6 +50,7 @@ pub(super) fn spec(kind: &str) -> Value {
         ),
         "Mode" => mode(),
         "Grant" => grant(),
+        "Invariant" => invariant(),
         "Workload" => object(
             "The workload.",
             &["addresses"],
@@ -165,6 +168,58 @@ fn grant() -> Value {
             ("reason", text("Why it was given.")),
         ],
     )
+}
+
+fn invariant() -> Value {
+    let mut side = list(reference("peer"));
+    side["minItems"] = json!(1);
+    let mut port = object(
+        "One protocol with its ports.",
+        &[],
+        port_fields(true, false),
+    );
+    complete_port(&mut port);
+    let mut schema = object(
+        "What must hold.",
+        &["from", "to", "expect"],
+        vec![
+            ("from", describe(side.clone(), "Who opens the flow.")),
+            ("to", describe(side, "Who answers.")),
+            (
+                "ports",
+                describe(
+                    list(port),
+                    "On what, by number; without it, any protocol and port.",
+                ),
+            ),
+            (
+                "expect",
+                describe(
+                    words(Expectation::WORDS),
+                    "unreachable: no flow of any pair passes; reachable: every one does.",
+                ),
+            ),
+            (
+                "lens",
+                describe(
+                    words(Lens::WORDS),
+                    "What counts: draft (default) as if everything were enforced, evaluated the enforced policies, enforced with modes that only observe.",
+                ),
+            ),
+            (
+                "transitive",
+                json!({"type": "boolean", "description": "Over any number of workloads, not only directly."}),
+            ),
+            ("reason", text("Why it must hold, for whoever breaks it.")),
+        ],
+    );
+    schema["if"] =
+        json!({"properties": {"expect": {"const": "reachable"}}, "required": ["expect"]});
+    schema["then"] = json!({
+        "required": ["ports"],
+        "properties": {"ports": {"minItems": 1}, "transitive": {"const": false}},
+    });
+    schema
 }
 
 fn filter_entry() -> Value {

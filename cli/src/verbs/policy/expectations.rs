@@ -1,16 +1,18 @@
-//! How the `tests` of policy files went.
+//! How the `tests` and the invariants of policy files went.
 
 use std::io;
 
 use policy::filetests::TestResult;
+use policy::invariants::InvariantResult;
 use serde::Serialize;
 
 use crate::output::{Document, Screen, Tone};
 
-/// What became of every test.
+/// What became of every test and invariant.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     tests: Vec<Test>,
+    invariants: Vec<Invariant>,
     passed: usize,
     pub(super) failed: usize,
 }
@@ -29,6 +31,32 @@ struct Test {
     connections: usize,
     /// What did not come out as expected.
     failures: Vec<String>,
+}
+
+/// What became of one invariant.
+#[derive(Debug, Serialize)]
+struct Invariant {
+    file: String,
+    line: u64,
+    column: u64,
+    passed: bool,
+    /// Why not.
+    failure: Option<String>,
+    #[serde(flatten)]
+    result: InvariantResult,
+}
+
+impl From<InvariantResult> for Invariant {
+    fn from(result: InvariantResult) -> Self {
+        Self {
+            file: result.place.file.to_string(),
+            line: result.place.line,
+            column: result.place.column,
+            passed: result.holds(),
+            failure: (!result.holds()).then(|| result.outcome.to_string()),
+            result,
+        }
+    }
 }
 
 impl From<TestResult> for Test {
@@ -51,14 +79,19 @@ impl From<TestResult> for Test {
     }
 }
 
-impl From<Vec<TestResult>> for Report {
-    fn from(results: Vec<TestResult>) -> Self {
-        let tests: Vec<Test> = results.into_iter().map(Into::into).collect();
-        let passed = tests.iter().filter(|test| test.passed).count();
+impl Report {
+    /// Of everything that was run.
+    pub(super) fn new(tests: Vec<TestResult>, invariants: Vec<InvariantResult>) -> Self {
+        let tests: Vec<Test> = tests.into_iter().map(Into::into).collect();
+        let invariants: Vec<Invariant> = invariants.into_iter().map(Into::into).collect();
+        let tested = tests.iter().map(|test| test.passed);
+        let all = tested.chain(invariants.iter().map(|invariant| invariant.passed));
+        let passed = all.filter(|passed| *passed).count();
         Self {
-            failed: tests.len() - passed,
+            failed: tests.len() + invariants.len() - passed,
             passed,
             tests,
+            invariants,
         }
     }
 }
@@ -77,6 +110,22 @@ impl Document for Report {
                 test.policy, test.name, test.file, test.line, test.column
             ))?;
             for failure in &test.failures {
+                screen.line(&format!("      {failure}"))?;
+            }
+        }
+        for invariant in &self.invariants {
+            let (word, tone) = if invariant.passed {
+                ("pass", Tone::Good)
+            } else {
+                ("FAIL", Tone::Bad)
+            };
+            screen.toned(word, tone)?;
+            let result = &invariant.result;
+            screen.line(&format!(
+                "  invariant {}: {}  ({}:{}:{})",
+                result.name, result.claim, invariant.file, invariant.line, invariant.column
+            ))?;
+            if let Some(failure) = &invariant.failure {
                 screen.line(&format!("      {failure}"))?;
             }
         }

@@ -3,6 +3,7 @@
 mod expectations;
 mod fmt;
 mod import;
+mod reach;
 mod schema;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use policy::api::Scenario;
 use policy::evaluate::evaluate;
 use policy::explain::explain;
 use policy::filetests::run_tests;
+use policy::invariants::check_invariants;
 use policy::probe::{Probe, ProbeEnd};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -38,6 +40,7 @@ enum Verb {
     Fmt(fmt::Fmt),
     Schema(schema::Schema),
     Import(import::Import),
+    Reach(reach::Reach),
 }
 
 /// Answer probes: one JSON line each, in order
@@ -56,7 +59,7 @@ struct Eval {
     moment: Moment,
 }
 
-/// Run the `tests` in policy files, as if every policy in them were enforced
+/// Run the `tests` in policy files, as if every policy in them were enforced, and check their invariants
 #[derive(Debug, Args)]
 struct Test {
     /// Files or directories; - for stdin
@@ -72,7 +75,7 @@ struct Test {
     moment: Moment,
 }
 
-/// Check that policy files are right, and fit together
+/// Check that policy files are right, and fit together; invariants among the Workload objects in them
 #[derive(Debug, Args)]
 struct Check {
     /// Files or directories; - for stdin
@@ -124,6 +127,7 @@ impl Policy {
             Verb::Fmt(verb) => verb.run(screen),
             Verb::Schema(verb) => verb.run(screen),
             Verb::Import(verb) => verb.run(screen),
+            Verb::Reach(verb) => verb.run(screen),
         }
     }
 }
@@ -163,8 +167,10 @@ impl Test {
             Ok(scenario) => scenario,
             Err(problems) => return refuse(problems, screen),
         };
-        let results = run_tests(&scenario.world, &scenario.set, self.moment.get());
-        let report = expectations::Report::from(results);
+        let at = self.moment.get();
+        let results = run_tests(&scenario.world, &scenario.set, at);
+        let invariants = check_invariants(&scenario.world, &scenario.set, at);
+        let report = expectations::Report::new(results, invariants);
         screen.show(&report)?;
         Ok(if report.failed == 0 {
             Outcome::Done
@@ -179,6 +185,16 @@ impl Check {
         let sources = sources::read(&self.files)?;
         match Scenario::parse(None, &sources) {
             Ok(scenario) => {
+                // Without an inventory only Workload objects are there; nobody else is missed.
+                let at = OffsetDateTime::now_utc();
+                let broken: Vec<_> = check_invariants(&scenario.world, &scenario.set, at)
+                    .iter()
+                    .filter(|result| result.is_broken())
+                    .filter_map(policy::invariants::InvariantResult::problem)
+                    .collect();
+                if !broken.is_empty() {
+                    return refuse(policy::problems::Problems(broken), screen);
+                }
                 let count = scenario.set.objects().len();
                 let files = sources.len();
                 if screen.is_table() {
