@@ -159,6 +159,10 @@ fn names(object: &Object, groups: &mut BTreeSet<String>, services: &mut BTreeSet
                 of(&[], std::slice::from_ref(&entry.ports));
             }
         }
+        Object::Invariant(invariant) => {
+            of(&invariant.from, &invariant.ports);
+            of(&invariant.to, &[]);
+        }
         Object::Workload(_) | Object::AddressGroup(_) | Object::Service(_) => {}
     }
 }
