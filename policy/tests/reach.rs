@@ -23,7 +23,7 @@ use policy::snapshot::FlowDirection;
 use policy::testing::{self as generate, NOW, Random};
 use policy::world::{Workload, World};
 
-const WORLDS: u64 = 250;
+const WORLDS: u64 = 150;
 const LENSES: [Lens; 3] = [Lens::Enforced, Lens::Evaluated, Lens::Draft];
 
 fn scenario(seed: u64) -> (World, PolicySet, Random) {
@@ -187,7 +187,7 @@ fn reach_is_brute_force() {
     }
     println!("{seen:?}");
     for (what, count) in seen {
-        assert!(count > 2_000, "\"{what}\" was seen only {count} times");
+        assert!(count > 1_500, "\"{what}\" was seen only {count} times");
     }
 }
 
@@ -432,7 +432,7 @@ fn a_blast_radius_is_the_closure_of_the_edges() {
         }
     }
     println!("{direct} direct, {further} further");
-    assert!(direct > 200 && further > 30, "{direct} {further}");
+    assert!(direct > 150 && further > 20, "{direct} {further}");
 }
 
 fn edges_has(
@@ -487,5 +487,5 @@ fn ways_are_found() {
             None => not += 1,
         }
     }
-    assert!(there > 15 && not > 15, "{there} {not}");
+    assert!(there > 8 && not > 15, "{there} {not}");
 }
