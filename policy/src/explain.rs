@@ -6,13 +6,18 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::evaluate::{ConnectionVerdict, EndVerdict, Verdict, evaluate_end};
+use crate::locate::place_of;
 use crate::ports::{is_icmp, protocol_name};
 use crate::posture::Posture;
 use crate::probe::{Flow, Probe, ProbeError};
 use crate::set::PolicySet;
 use crate::snapshot::FlowDirection;
-use crate::walk::{End, Lens, Trace, decide, direction_name, names};
+use crate::suggest::{Suggestion, Wish};
+use crate::walk::{End, Lens, Trace, decide, direction_name};
 use crate::world::{Who, World};
+
+/// So many policies that do not select the workload are named; more are counted.
+const ELSEWHERE: usize = 3;
 
 /// The whole story of one connection.
 #[derive(Clone, Debug, Serialize)]
@@ -48,18 +53,24 @@ pub struct EndExplanation {
     pub evaluated: Verdict,
     /// Rule that decided.
     pub rule: String,
+    /// `file:line:column` of that rule, where it is known.
+    pub place: Option<String>,
     /// Why it is denied.
     pub reason: &'static str,
     /// What would happen if everything were enforced.
     pub draft: Verdict,
     /// Rule that decided the draft.
     pub draft_rule: String,
+    /// `file:line:column` of that rule, where it is known.
+    pub draft_place: Option<String>,
     /// The tiers of the enforced walk that were reached, in order.
     pub tiers: Vec<TierTrace>,
     /// The tiers of the draft's walk.
     pub draft_tiers: Vec<TierTrace>,
-    /// What would have to change for another verdict.
+    /// What would have to change for another verdict, in one line.
     pub change: String,
+    /// The same as edits that were tried, the plainest first.
+    pub suggestions: Vec<Suggestion>,
 }
 
 /// One tier of the walk.
@@ -90,6 +101,8 @@ pub struct PolicyTrace {
 pub struct RuleTrace {
     /// Rule name.
     pub name: String,
+    /// `file:line:column`, where it is known.
+    pub place: Option<String>,
     /// What it does.
     pub action: &'static str,
     /// Whether its peers match.
@@ -106,12 +119,12 @@ impl RuleTrace {
     }
 }
 
-#[derive(Default)]
-struct Recorder {
+struct Recorder<'a> {
+    set: &'a PolicySet,
     tiers: Vec<TierTrace>,
 }
 
-impl Trace for Recorder {
+impl Trace for Recorder<'_> {
     fn stage(&mut self, stage: &'static str) {
         self.tiers.push(TierTrace {
             tier: stage,
@@ -137,6 +150,7 @@ impl Trace for Recorder {
         if let Some(policy) = policy {
             policy.rules.push(RuleTrace {
                 name: name.to_owned(),
+                place: place_of(self.set, name),
                 action,
                 peer_matches: peer,
                 port_matches: port,
@@ -170,9 +184,16 @@ pub fn explain_flow(
     );
     let told = |direction, verdict: &Option<EndVerdict>| {
         let end = End::of(world, set, flow, direction, at)?;
+        let wish = Wish {
+            world,
+            set,
+            flow,
+            direction,
+            at,
+        };
         verdict
             .as_ref()
-            .map(|verdict| end_explanation(&end, verdict))
+            .map(|verdict| end_explanation(&end, verdict, wish.suggestions()))
     };
     let explained = (
         told(FlowDirection::Egress, &egress),
@@ -188,10 +209,19 @@ pub fn explain_flow(
     }
 }
 
-fn end_explanation(end: &End<'_>, verdict: &EndVerdict) -> EndExplanation {
-    let (mut enforced, mut draft) = (Recorder::default(), Recorder::default());
-    let _decision = decide(end, Lens::Enforced, &mut enforced);
-    let _decision = decide(end, Lens::Draft, &mut draft);
+fn end_explanation(
+    end: &End<'_>,
+    verdict: &EndVerdict,
+    suggestions: Vec<Suggestion>,
+) -> EndExplanation {
+    let walk = |lens| {
+        let mut recorder = Recorder {
+            set: end.set,
+            tiers: Vec::new(),
+        };
+        let _decision = decide(end, lens, &mut recorder);
+        recorder.tiers
+    };
     EndExplanation {
         subject: end.subject.full_name(),
         peer: peer_title(end.world, end.peer_address),
@@ -200,75 +230,34 @@ fn end_explanation(end: &End<'_>, verdict: &EndVerdict) -> EndExplanation {
         enforced: verdict.enforced,
         evaluated: verdict.evaluated,
         rule: verdict.rule.clone(),
+        place: place_of(end.set, &verdict.rule),
         reason: verdict.reason.name(),
         draft: verdict.draft,
         draft_rule: verdict.draft_rule.clone(),
-        change: change(end, verdict, &enforced.tiers),
-        tiers: enforced.tiers,
-        draft_tiers: draft.tiers,
+        draft_place: place_of(end.set, &verdict.draft_rule),
+        change: suggestions.first().map_or_else(
+            || "nothing that was tried turns the verdict".to_owned(),
+            |first| {
+                format!(
+                    "{}: {}",
+                    purpose(verdict.enforced, verdict.draft),
+                    first.text
+                )
+            },
+        ),
+        suggestions,
+        tiers: walk(Lens::Enforced),
+        draft_tiers: walk(Lens::Draft),
     }
 }
 
-/// One line for the person who wants another verdict.
-fn change(end: &End<'_>, verdict: &EndVerdict, tiers: &[TierTrace]) -> String {
-    use datapath::drop_reason::DropReason as Reason;
-    let direction = direction_name(end.direction);
-    if verdict.evaluated.is_allow() {
-        return match verdict.rule.as_str() {
-            names::LOOPBACK => "nothing: traffic within a workload is never filtered".to_owned(),
-            names::DEFAULT_ALLOW => format!(
-                "to deny it, write an {direction} key in a policy of the standard tier whose subject selects {}",
-                end.subject.full_name()
-            ),
-            rule => format!("to deny it, change {rule}, or put a deny before it"),
-        };
+/// What suggestions are for.
+const fn purpose(enforced: Verdict, draft: Verdict) -> &'static str {
+    match (enforced, draft) {
+        (Verdict::Deny, _) => "to allow it",
+        (Verdict::Allow, Verdict::Deny) => "to keep it once everything staged is enforced",
+        (Verdict::Allow, Verdict::Allow) => "to deny it",
     }
-    if verdict.reason == Reason::Isolated || verdict.reason == Reason::PeerIsolated {
-        return "to allow it, end the isolation".to_owned();
-    }
-    if verdict.rule.starts_with("filter/") || !is_default(&verdict.rule) {
-        return format!(
-            "to allow it, change {}, or put an allow before it",
-            verdict.rule
-        );
-    }
-    if end.view_is_unknown() {
-        return "to allow it, make sure that only one workload claims the peer's address"
-            .to_owned();
-    }
-    match nearest(tiers) {
-        Some(rule) if rule.peer_matches => format!(
-            "to allow it, add this port to {} (its peers match), or add an allow rule",
-            rule.name
-        ),
-        Some(rule) => format!(
-            "to allow it, add this peer to {} (its ports match), or add an allow rule",
-            rule.name
-        ),
-        None => format!(
-            "to allow it, add an allow rule to the {direction} of a policy whose subject selects {}",
-            end.subject.full_name()
-        ),
-    }
-}
-
-fn is_default(rule: &str) -> bool {
-    rule == names::DEFAULT_DENY || rule.ends_with("(default deny)")
-}
-
-/// The allow rule that came closest: one half of it matched.
-fn nearest(tiers: &[TierTrace]) -> Option<&RuleTrace> {
-    let rules = || {
-        tiers
-            .iter()
-            .filter(|tier| tier.tier != "filter")
-            .flat_map(|tier| &tier.policies)
-            .flat_map(|policy| &policy.rules)
-            .filter(|rule| rule.action == "allow")
-    };
-    rules()
-        .find(|rule| rule.peer_matches)
-        .or_else(|| rules().find(|rule| rule.port_matches))
 }
 
 fn title(world: &World, flow: &Flow<'_>) -> String {
@@ -325,7 +314,17 @@ impl fmt::Display for EndExplanation {
         )?;
         for tier in self.tiers.iter().filter(|tier| !tier.policies.is_empty()) {
             writeln!(f, "  {}", tier.tier)?;
+            let elsewhere = |policy: &&PolicyTrace| {
+                policy.skipped == Some("its subject does not select the workload")
+            };
+            let others = tier.policies.iter().filter(elsewhere).count();
+            if others > ELSEWHERE {
+                writeln!(f, "    {others} do not select the workload")?;
+            }
             for policy in &tier.policies {
+                if others > ELSEWHERE && elsewhere(&policy) {
+                    continue;
+                }
                 match policy.skipped {
                     Some(why) => writeln!(f, "    {} — skipped: {why}", policy.name)?,
                     None => writeln!(f, "    {}", policy.name)?,
@@ -335,17 +334,38 @@ impl fmt::Display for EndExplanation {
                 }
             }
         }
+        let at = |place: &Option<String>| {
+            (place.as_deref()).map_or_else(String::new, |place| format!(" at {place}"))
+        };
         writeln!(
             f,
-            "  ⇒ {} by {} (reason {})",
+            "  ⇒ {} by {}{} (reason {})",
             self.enforced.name(),
             self.rule,
+            at(&self.place),
             self.reason
         )?;
         if self.draft != self.enforced || self.draft_rule != self.rule {
-            writeln!(f, "  ⇒ draft: {} by {}", self.draft.name(), self.draft_rule)?;
+            writeln!(
+                f,
+                "  ⇒ draft: {} by {}{}",
+                self.draft.name(),
+                self.draft_rule,
+                at(&self.draft_place)
+            )?;
         }
-        writeln!(f, "  {}", self.change)
+        writeln!(f, "  {}", self.change)?;
+        for suggestion in self.suggestions.iter().skip(1) {
+            writeln!(f, "  or: {}", suggestion.text)?;
+        }
+        // Only what is new is short enough to print; what changes an object is in the JSON.
+        let wanted = !(self.enforced.is_allow() && self.draft.is_allow());
+        for suggestion in (self.suggestions.iter()).filter(|one| wanted && one.kind == "add-rule") {
+            for line in suggestion.yaml.iter().flat_map(|yaml| yaml.lines()) {
+                writeln!(f, "      {line}")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -357,6 +377,10 @@ impl fmt::Display for RuleTrace {
             (false, true) => "no match: other peer",
             (false, false) => "no match: other peer and port",
         };
-        write!(f, "{} {}: {why}", self.name, self.action)
+        write!(f, "{} {}: {why}", self.name, self.action)?;
+        match &self.place {
+            Some(place) if self.matched() => write!(f, " ({place})"),
+            _ => Ok(()),
+        }
     }
 }

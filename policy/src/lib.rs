@@ -37,6 +37,7 @@ pub mod set;
 pub mod snapshot;
 pub mod snapshot_diff;
 pub mod source;
+pub mod suggest;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod walk;

@@ -142,11 +142,6 @@ impl<'a> End<'a> {
         }
     }
 
-    /// Whether the peer cannot be determined.
-    pub(crate) fn view_is_unknown(&self) -> bool {
-        self.view.class() == PeerClass::Unknown
-    }
-
     fn is_peer_isolated(&self) -> bool {
         self.world
             .claimants(self.peer_address)

@@ -316,8 +316,8 @@ fn an_explanation_tells_the_whole_walk() {
         "web-1 (10.0.0.5) → db-1 (10.0.1.9), tcp port 22",
         "standard/shop-web — skipped: its subject does not select the workload",
         "standard/shop-db/ingress[0] allow: no match: other port",
-        "⇒ deny by standard/shop-db/ingress (default deny) (reason default-deny)",
-        "to allow it, add this port to standard/shop-db/ingress[0] (its peers match)",
+        "⇒ deny by standard/shop-db/ingress (default deny) at policy.yaml:2:1 (reason default-deny)",
+        "to allow it: add port tcp/22 to standard/shop-db/ingress[0] (policy.yaml:9:7): its peers match",
     ] {
         assert!(text.contains(wanted), "{text}\nlacks: {wanted}");
     }
