@@ -19,6 +19,9 @@ pub(crate) const STDIN: &str = "<stdin>";
 /// Probes are many short lines.
 const MAX_PROBES: u64 = 1 << 30;
 
+/// How a gzip file begins, RFC 1952 section 2.3.1.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
 /// Reads every policy file below `paths` in a stable order; `-` is stdin.
 pub(crate) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
     let mut files = Vec::new();
@@ -73,6 +76,30 @@ pub(crate) fn read_foreign(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
 /// Reads probes, which may be longer than any policy.
 pub(crate) fn read_probes(path: &Path) -> anyhow::Result<Source> {
     let (name, bytes) = bytes(path, MAX_PROBES)?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| Failure::new(format!("{name} is not UTF-8"), "save the file as UTF-8"))?;
+    Ok(Source::new(name, text))
+}
+
+/// Reads conformance cases, which may be compressed.
+pub(crate) fn read_cases(path: &Path) -> anyhow::Result<Source> {
+    let (name, mut bytes) = bytes(path, MAX_PROBES)?;
+    if bytes.starts_with(&GZIP_MAGIC) {
+        let mut unpacked = Vec::new();
+        // One byte more than allowed tells "too long" from "just fits".
+        flate2::read::MultiGzDecoder::new(bytes.as_slice())
+            .take(MAX_PROBES + 1)
+            .read_to_end(&mut unpacked)
+            .with_context(|| format!("cannot unpack {name}"))?;
+        if unpacked.len() as u64 > MAX_PROBES {
+            return Err(Failure::new(
+                format!("{name}: unpacked it is longer than 1 GiB"),
+                "split it into several files",
+            )
+            .into());
+        }
+        bytes = unpacked;
+    }
     let text = String::from_utf8(bytes)
         .map_err(|_| Failure::new(format!("{name} is not UTF-8"), "save the file as UTF-8"))?;
     Ok(Source::new(name, text))

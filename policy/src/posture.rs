@@ -25,7 +25,7 @@ impl Posture {
     #[must_use]
     pub fn of(world: &World, set: &PolicySet, workload: &Workload) -> Self {
         let mut mode = workload.mode;
-        let mut default_action: Option<DefaultAction> = None;
+        let mut default_action = workload.default_action;
         let mut entries: Vec<&SelectiveEntry> = workload.selective.iter().collect();
         for object in set.modes() {
             if !object.subject.matches(workload) {

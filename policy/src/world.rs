@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::model::{NamedPort, SelectiveEntry, WorkloadObject};
+use crate::model::{DefaultAction, NamedPort, SelectiveEntry, WorkloadObject};
 use crate::problems::Problems;
 use crate::selectors::{Labelled, Labels, NAMESPACE_NAME_LABEL, NAMESPACE_PREFIX};
 use crate::snapshot::Mode;
@@ -30,6 +30,8 @@ pub struct Workload {
     pub mode: Option<Mode>,
     /// What mode `selective` enforces.
     pub selective: Vec<SelectiveEntry>,
+    /// What happens to a flow that nothing decided, as the inventory says; Mode objects may say more.
+    pub default_action: Option<DefaultAction>,
 }
 
 impl Workload {
@@ -79,6 +81,7 @@ impl From<&WorkloadObject> for Workload {
             named_ports: object.named_ports.clone(),
             mode: None,
             selective: Vec::new(),
+            default_action: None,
         }
     }
 }

@@ -70,3 +70,25 @@ fn the_first_policy_passes_its_own_tests() {
     );
     assert_eq!(results[0].place.line, 16);
 }
+
+#[test]
+fn the_kubernetes_example_is_read() {
+    let text = Source::new("k.yaml", blocks("yaml kubernetes").concat());
+    let scenario = Scenario::parse(None, &[text]).unwrap();
+    assert_eq!(
+        scenario.set.policies()[0].metadata.name,
+        "NetworkPolicy/shop/db"
+    );
+}
+
+#[test]
+fn the_conformance_case_is_one() {
+    let text = blocks("json case").concat();
+    let case: policy::conformance::Case = serde_json::from_str(&text).unwrap();
+    let mut examiner = policy::conformance::Examiner::default();
+    let answer = examiner.answer(&case, datetime!(2030-01-01 00:00 UTC));
+    assert_eq!(
+        policy::conformance::answer_line(&case.id, &answer),
+        r#"{"id": "c1", "results": ["allow"]}"#
+    );
+}

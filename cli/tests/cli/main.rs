@@ -13,6 +13,7 @@ mod fake;
 mod format;
 mod formats;
 mod import;
+mod kubernetes;
 mod manual;
 mod mutations;
 mod offline;

@@ -16,6 +16,7 @@ const SHOWN: &[&str] = &[
     "history.txt",
     "import.txt",
     "plan.txt",
+    "import-kubernetes.yaml",
     "policy-explain.txt",
     "status.txt",
     "test-fail.txt",

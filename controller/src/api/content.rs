@@ -40,12 +40,19 @@ pub(super) fn texts_of(files: &[v1::SourceFile], objects: &[Object], actor: &str
             .unwrap_or_default();
         // A list holds several objects: each is stored by itself.
         let document = serde_saphyr::from_str::<serde_json::Value>(&text).unwrap_or_default();
+        let mut own = &document;
         if document["kind"] == "List" {
             let next = listed
                 .entry((place.file.to_string(), text.clone()))
                 .or_default();
-            text = serde_json::to_string_pretty(&document["items"][*next]).unwrap_or_default();
+            own = &document["items"][*next];
+            text = serde_json::to_string_pretty(own).unwrap_or_default();
             *next += 1;
+        }
+        // What another system wrote is stored as what it was understood to be: one document each, and
+        // the one that import added has no text of its own.
+        if own["apiVersion"] != policy::model::API_VERSION {
+            text = serde_json::to_string_pretty(&object.to_json()).unwrap_or_default() + "\n";
         }
         let record = ObjectRecord {
             text,
@@ -311,5 +318,41 @@ mod tests {
         assert_eq!(document_at(text, 4), "kind: B\nx: |\n  ---\n  y\n");
         assert_eq!(document_at(text, 9), "# comment\nkind: C\n");
         assert_eq!(document_at("kind: A", 1), "kind: A\n");
+    }
+
+    /// What is stored says the same as what was applied, also of Kubernetes' objects and lists.
+    #[test]
+    #[allow(clippy::expect_used, reason = "a test")]
+    fn objects_of_a_cluster_are_stored_as_ours() {
+        let network = |name: &str| {
+            format!(
+                "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}}}, spec: {{podSelector: {{}}}}}}"
+            )
+        };
+        let own = "apiVersion: cofferdam.dev/v1\nkind: Policy\nmetadata: {name: own} # kept\nspec: {subject: all}\n";
+        let text = format!(
+            "{own}---\n{}\n---\napiVersion: v1\nkind: List\nitems:\n  - {}\n  - {}\n",
+            network("a"),
+            network("b"),
+            network("c"),
+        );
+        let files = [v1::SourceFile {
+            name: "k.yaml".to_owned(),
+            text: text.clone(),
+        }];
+        let objects = policy::parse::parse(&[Source::new("k.yaml", text)]).expect("the file");
+        let texts = texts_of(&files, &objects, "ann");
+        assert_eq!(texts.len(), 5);
+        assert_eq!(texts[&("Policy".to_owned(), "own".to_owned())].text, own);
+        let stored = understand(&texts, Vec::new()).expect("what is stored");
+        assert_eq!(stored, PolicySet::build(objects.clone()).expect("a set"));
+        // Applied again, every text is the same.
+        assert_eq!(understand(&texts, objects.clone()).expect("both"), stored);
+        let again = texts_of(&files, &objects, "ann");
+        assert!(
+            compare(&texts, &again)
+                .iter()
+                .all(|change| change.change == "unchanged")
+        );
     }
 }

@@ -23,6 +23,9 @@ pub(crate) const KINDS: [&str; 9] = [
     "Invariant",
 ];
 
+/// Longest name, in bytes: room for `NetworkPolicy/namespace/name` of Kubernetes.
+const MAX_NAME: usize = 350;
+
 /// Reads one document; `kind: List` holds several.
 pub(super) fn read(document: &Node, objects: &mut Vec<Object>, problems: &mut Problems) {
     if matches!(document.value, Value::Null) {
@@ -65,6 +68,10 @@ fn read_object(
     objects: &mut Vec<Object>,
     problems: &mut Problems,
 ) {
+    if crate::kubernetes::owns(document) {
+        crate::kubernetes::read(document, objects, problems);
+        return;
+    }
     if let Some(node) = fields.require("apiVersion", problems) {
         version(node, problems);
     }
@@ -147,10 +154,10 @@ pub(super) fn name(node: &Node, what: &str, problems: &mut Problems) -> Option<S
     let given = text(node, what, problems)?;
     let fits =
         |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '@');
-    if given.is_empty() || given.len() > 253 || !given.chars().all(fits) {
+    if given.is_empty() || given.len() > MAX_NAME || !given.chars().all(fits) {
         problems.push(
             Problem::at(&node.place, format!("\"{given}\" is no {what}"))
-                .suggest("use 1–253 letters, digits and - _ . / : @"),
+                .suggest("use 1–350 letters, digits and - _ . / : @"),
         );
         return None;
     }

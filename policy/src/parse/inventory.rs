@@ -3,7 +3,8 @@
 use super::document::{addresses, labels, name, named_ports};
 use super::fields::{Fields, cidr};
 use super::node::{Node, documents};
-use super::policy::{MODES, selective};
+use super::policy::{DEFAULT_ACTIONS, MODES, selective};
+use crate::kubernetes::inventory::Cluster;
 use crate::problems::{Problem, Problems};
 use crate::snapshot::Mode;
 use crate::source::Source;
@@ -15,7 +16,12 @@ pub(crate) fn inventory(source: &Source) -> Result<World, Problems> {
     let documents = documents(source)?;
     let mut managed = Vec::new();
     let mut workloads = Vec::new();
+    let mut cluster = Cluster::default();
     for document in &documents {
+        if crate::kubernetes::inventory::owns(document) {
+            cluster.read(document, &mut problems);
+            continue;
+        }
         let Some(mut fields) = Fields::open(document, "inventory", &mut problems) else {
             continue;
         };
@@ -32,11 +38,15 @@ pub(crate) fn inventory(source: &Source) -> Result<World, Problems> {
         fields.finish(&mut problems);
     }
     let mut world = World::new(managed, Vec::new());
-    for (workload, node) in workloads {
+    let workloads = workloads
+        .into_iter()
+        .map(|(workload, node): (Workload, &Node)| (workload, node.place.clone()))
+        .chain(cluster.workloads());
+    for (workload, place) in workloads {
         let name = workload.full_name();
         if world.add(workload).is_err() {
             problems.push(Problem::at(
-                &node.place,
+                &place,
                 format!("there are two workloads called \"{name}\""),
             ));
         }
@@ -57,6 +67,7 @@ fn workload(node: &Node, problems: &mut Problems) -> Option<Workload> {
     let addresses = addresses(&mut fields, problems);
     let named_ports = named_ports(&mut fields, problems);
     let mode = fields.word("mode", MODES, problems);
+    let default_action = fields.word("defaultAction", DEFAULT_ACTIONS, problems);
     let selective_list = fields.list("selective", problems);
     let selective: Vec<_> = selective_list
         .unwrap_or_default()
@@ -80,5 +91,6 @@ fn workload(node: &Node, problems: &mut Problems) -> Option<Workload> {
     // A list without a mode can only mean the mode that uses it.
     workload.mode = mode.or((!selective.is_empty()).then_some(Mode::Selective));
     workload.selective = selective;
+    workload.default_action = default_action;
     Some(workload)
 }

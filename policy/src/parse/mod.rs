@@ -5,7 +5,7 @@ pub(crate) mod fields;
 mod invariant;
 pub(crate) mod inventory;
 pub(crate) mod node;
-mod peers;
+pub(crate) mod peers;
 pub(crate) mod policy;
 pub(crate) mod ports;
 
@@ -27,5 +27,6 @@ pub fn parse(sources: &[Source]) -> Result<Vec<Object>, Problems> {
             Err(more) => problems.0.extend(more.0),
         }
     }
+    crate::kubernetes::settle(&mut objects);
     problems.into_result(objects)
 }

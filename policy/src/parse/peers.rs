@@ -98,7 +98,7 @@ fn key(key: &str, place: &crate::source::Place, problems: &mut Problems) {
     }
 }
 
-fn expression(node: &Node, problems: &mut Problems) -> Option<Expression> {
+pub(crate) fn expression(node: &Node, problems: &mut Problems) -> Option<Expression> {
     let mut fields = Fields::open(node, "expression", problems)?;
     let key_node = fields.require("key", problems);
     let key = key_node.and_then(|node| {
@@ -225,7 +225,7 @@ fn excepts(node: Option<&Node>, net: Option<IpNet>, problems: &mut Problems) -> 
 }
 
 /// Whether the networks together cover all of `net`.
-fn covers(parts: &[IpNet], net: &IpNet) -> bool {
+pub(crate) fn covers(parts: &[IpNet], net: &IpNet) -> bool {
     // Aggregation joins neighbours, so that a full cover becomes one network that contains `net`.
     IpNet::aggregate(&parts.to_vec())
         .iter()

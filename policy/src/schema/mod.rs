@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::model::API_VERSION;
 use crate::parse::document::KINDS;
-use crate::parse::policy::MODES;
+use crate::parse::policy::{DEFAULT_ACTIONS, MODES};
 
 use parts::{describe, list, object, parts, reference, words};
 
@@ -94,6 +94,13 @@ pub fn inventory() -> Value {
                 describe(
                     list(reference("selective")),
                     "What mode selective enforces.",
+                ),
+            ),
+            (
+                "defaultAction",
+                describe(
+                    words(DEFAULT_ACTIONS),
+                    "What happens to a flow that nothing decided; default deny.",
                 ),
             ),
         ],

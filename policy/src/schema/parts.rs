@@ -114,7 +114,7 @@ pub(super) fn complete_port(schema: &mut Value) {
     schema["minProperties"] = json!(1);
 }
 
-const NAME: &str = "^[A-Za-z0-9._/:@-]{1,253}$";
+const NAME: &str = "^[A-Za-z0-9._/:@-]{1,350}$";
 
 /// Every part by name.
 pub(super) fn parts() -> Map<String, Value> {

@@ -1,5 +1,6 @@
 //! `policy`: what needs no controller.
 
+mod conformance;
 mod expectations;
 mod fmt;
 mod import;
@@ -24,7 +25,7 @@ use crate::output::{self, Format, Screen};
 use crate::sources;
 use crate::verbs::explain::PortSpec;
 
-/// Work with policy files, without a controller: check, test, lint, format, evaluate
+/// Work with policy files, without a controller: check, test, lint, format, evaluate, import
 #[derive(Debug, Args)]
 pub(crate) struct Policy {
     #[command(subcommand)]
@@ -41,6 +42,7 @@ enum Verb {
     Schema(schema::Schema),
     Import(import::Import),
     Reach(reach::Reach),
+    Conformance(conformance::Conformance),
 }
 
 /// Answer probes: one JSON line each, in order
@@ -128,6 +130,7 @@ impl Policy {
             Verb::Schema(verb) => verb.run(screen),
             Verb::Import(verb) => verb.run(screen),
             Verb::Reach(verb) => verb.run(screen),
+            Verb::Conformance(verb) => verb.run(screen),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod cloud;
 mod host;
+mod kubernetes;
 mod output;
 
 use clap::{Args, Subcommand};
@@ -9,7 +10,7 @@ use clap::{Args, Subcommand};
 use crate::Outcome;
 use crate::output::Screen;
 
-/// Make staged policy of the rules of another system, with a report of what could not be carried over
+/// Make policy of the rules of another system
 #[derive(Debug, Args)]
 pub(super) struct Import {
     #[command(subcommand)]
@@ -20,6 +21,7 @@ pub(super) struct Import {
 enum From {
     Aws(cloud::Aws),
     Iptables(host::Iptables),
+    Kubernetes(kubernetes::Kubernetes),
     Nftables(host::Nftables),
     Terraform(cloud::Terraform),
 }
@@ -30,6 +32,7 @@ impl Import {
         match self.from {
             From::Aws(verb) => verb.run(screen),
             From::Iptables(verb) => verb.run(screen),
+            From::Kubernetes(verb) => verb.run(screen),
             From::Nftables(verb) => verb.run(screen),
             From::Terraform(verb) => verb.run(screen),
         }
