@@ -146,11 +146,11 @@ impl Builder<'_> {
     /// The posture of every workload. Those with equal labels and no list of their own are alike.
     fn postures(&mut self, set: &PolicySet) -> Vec<u32> {
         let mut numbers: BTreeMap<Posture, u32> = BTreeMap::new();
-        let mut alike: BTreeMap<(u32, Option<Mode>), u32> = BTreeMap::new();
+        let mut alike = BTreeMap::new();
         let mut list = Vec::new();
         let mut of = Vec::new();
         for (workload, labels) in self.world.workloads().iter().zip(&self.classes.labels.of) {
-            let key = (*labels, workload.mode);
+            let key = (*labels, workload.mode, workload.default_action);
             let plain = workload.selective.is_empty();
             if let Some(known) = alike.get(&key).filter(|_| plain) {
                 of.push(*known);
