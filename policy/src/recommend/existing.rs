@@ -174,6 +174,7 @@ fn classes(world: &World) -> Vec<u32> {
                 &workload.namespace_labels,
                 &workload.named_ports,
                 workload.mode.map(|mode| mode.name()),
+                workload.default_action,
             );
             *first.entry(id).or_insert(node)
         })
