@@ -62,7 +62,8 @@ impl Inventory {
         }
     }
 
-    fn scenario(&self, set: PolicySet) -> Result<Scenario, Problems> {
+    /// A set in this world.
+    pub(crate) fn scenario(&self, set: PolicySet) -> Result<Scenario, Problems> {
         let world = self.world(&set)?;
         Ok(Scenario { world, set })
     }

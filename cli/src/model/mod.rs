@@ -8,6 +8,7 @@ mod fleet;
 mod objects;
 mod plan;
 mod plan_markdown;
+mod recommended;
 mod response;
 
 pub(crate) use activity::{Edge, EdgeList, Flow, FlowList, Missed};
@@ -16,6 +17,7 @@ pub(crate) use findings::{Finding, FindingList};
 pub(crate) use fleet::{FleetStatus, Token, WorkloadList};
 pub(crate) use objects::{History, ObjectList};
 pub(crate) use plan::{PlanInput, PlanReport};
+pub(crate) use recommended::Recommended;
 pub(crate) use response::{Confirmed, Isolation, Revoked};
 
 use std::io;

@@ -16,6 +16,7 @@ mod isolate;
 mod plan;
 mod policy;
 mod reach;
+mod recommend;
 mod revoke;
 mod rollback;
 mod session;
@@ -36,6 +37,7 @@ pub(crate) enum Verb {
     Apply(apply::Apply),
     Diff(diff::Diff),
     Plan(plan::Plan),
+    Recommend(recommend::Recommend),
     Confirm(confirm::Confirm),
     Rollback(rollback::Rollback),
     History(history::History),
@@ -62,6 +64,7 @@ pub(crate) async fn run(cli: Cli, screen: &mut Screen) -> anyhow::Result<Outcome
         Verb::Apply(verb) => verb.run(&session, screen).await,
         Verb::Diff(verb) => verb.run(&session, screen).await,
         Verb::Plan(verb) => verb.run(&session, screen).await,
+        Verb::Recommend(verb) => verb.run(&session, screen).await,
         Verb::Confirm(verb) => verb.run(&session, screen).await,
         Verb::Rollback(verb) => verb.run(&session, screen).await,
         Verb::History(verb) => verb.run(&session, screen).await,

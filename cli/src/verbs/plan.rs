@@ -135,7 +135,7 @@ impl Plan {
         let since = self
             .since
             .as_deref()
-            .map(|text| since(text, at))
+            .map(|text| since("--since", text, at))
             .transpose()?;
         let sources = match self.files.is_empty() {
             true => Vec::new(),
@@ -241,7 +241,7 @@ impl Plan {
 }
 
 /// Every edge that the controller has.
-async fn recorded(
+pub(super) async fn recorded(
     remote: &Remote,
 ) -> anyhow::Result<impl Iterator<Item = anyhow::Result<EdgeRecord>>> {
     let found = pages(usize::MAX, |page_size, page_token| {
@@ -283,7 +283,7 @@ async fn recorded(
 }
 
 /// A moment, or a time before `at`.
-fn since(text: &str, at: OffsetDateTime) -> Result<OffsetDateTime, Failure> {
+pub(super) fn since(flag: &str, text: &str, at: OffsetDateTime) -> Result<OffsetDateTime, Failure> {
     if let Ok(moment) = OffsetDateTime::parse(text, &Rfc3339) {
         return Ok(moment);
     }
@@ -292,7 +292,7 @@ fn since(text: &str, at: OffsetDateTime) -> Result<OffsetDateTime, Failure> {
         .and_then(|ago| at.checked_sub(ago.try_into().ok()?));
     ago.ok_or_else(|| {
         Failure::new(
-            format!("--since {text:?} is neither a time nor a duration"),
+            format!("{flag} {text:?} is neither a time nor a duration"),
             "write it like 2026-11-23T10:00:00Z or 30d",
         )
     })

@@ -20,6 +20,7 @@ mod offline;
 mod pki;
 mod plan;
 mod reach;
+mod recommend;
 mod samples;
 mod streams;
 mod unreachable;

@@ -18,6 +18,7 @@ const SHOWN: &[&str] = &[
     "plan.txt",
     "import-kubernetes.yaml",
     "policy-explain.txt",
+    "recommend.txt",
     "status.txt",
     "test-fail.txt",
     "token.txt",
@@ -73,7 +74,10 @@ fn collect(value: &serde_json::Value, fields: &mut Vec<String>) {
         serde_json::Value::Object(map) => {
             for (key, value) in map {
                 fields.push(key.clone());
-                if !matches!(key.as_str(), "labels" | "losses" | "walk" | "classes") {
+                if !matches!(
+                    key.as_str(),
+                    "documents" | "labels" | "losses" | "walk" | "classes"
+                ) {
                     collect(value, fields);
                 }
             }

@@ -48,6 +48,8 @@ pub struct FlowRecord {
     pub packets: u64,
     /// Both directions, layer 3.
     pub bytes: u64,
+    /// The responder sent something.
+    pub answered: bool,
     /// The flow has ended.
     pub closed: bool,
     /// The flow was there before the agent, which guessed who opened it.
@@ -279,6 +281,7 @@ fn flow(line: Line) -> Result<FlowRecord, RecordError> {
         last_seen,
         packets: line.packets_out.saturating_add(line.packets_in),
         bytes: line.bytes_out.saturating_add(line.bytes_in),
+        answered: line.packets_in > 0,
         closed: line.closed,
         adopted: line.adopted,
         allowed,

@@ -31,6 +31,7 @@ mod measure;
 mod mislabel;
 mod observe;
 mod pipeline;
+mod recorded;
 mod report;
 mod sift;
 
@@ -41,6 +42,7 @@ pub use keys::{KeyChange, KeyChoice};
 pub use measure::{Coverage, OverPermission, Share};
 pub use mislabel::{HabitEvidence, LabelChange, Mislabel};
 pub use observe::{MAX_EDGES, Observation, Observations, TooManyEdges};
+pub use recorded::{RecordCount, Recorder, Window};
 pub use report::{CalledOut, InfraFound, Report, Totals, WideRule};
 pub use sift::{KeptOut, Scanner};
 

@@ -3,6 +3,7 @@
 //! Bounded: an edge takes about 100 bytes whatever the number of its flows, and more edges than the
 //! limit are refused. The order of the input does not matter for the result.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
@@ -54,7 +55,7 @@ pub struct Observations<'a> {
     by_name: HashMap<String, u32>,
     externals: Vec<IpAddr>,
     by_address: HashMap<IpAddr, u32>,
-    edges: HashMap<Key, Seen>,
+    edges: HashMap<Key, Sides>,
     processes: Vec<String>,
     unresolved: BTreeMap<String, u64>,
     limit: usize,
@@ -67,6 +68,31 @@ pub(crate) struct Key {
     pub(crate) destination: u32,
     pub(crate) protocol: u8,
     pub(crate) port: u16,
+}
+
+/// What the source's host and the destination's host tell of an edge. They tell of the same flows.
+#[derive(Clone, Copy, Debug)]
+struct Sides {
+    seen: Seen,
+    /// Flows and failures that the destination's host told of.
+    there: (u64, u64),
+}
+
+impl Sides {
+    /// Both together: the side that knows of more flows knows better.
+    fn sum(self) -> Seen {
+        let here = (self.seen.flows, self.seen.failed);
+        let (flows, failed) = if self.there.0 > here.0 {
+            self.there
+        } else {
+            here
+        };
+        Seen {
+            flows,
+            failed: failed.min(flows),
+            ..self.seen
+        }
+    }
 }
 
 /// What is known of an edge.
@@ -174,7 +200,20 @@ impl<'a> Observations<'a> {
     }
 
     /// Adds a row.
+    ///
+    /// # Errors
+    /// When it would be one edge more than may be kept.
     pub fn add(&mut self, row: &Observation) -> Result<(), TooManyEdges> {
+        self.put(row, false, 0)
+    }
+
+    /// Adds a row that one of the two hosts tells of. So many flows that had failed have not, after all.
+    pub(crate) fn put(
+        &mut self,
+        row: &Observation,
+        at_destination: bool,
+        recovered: u64,
+    ) -> Result<(), TooManyEdges> {
         let (source, destination) = (self.node(&row.source), self.node(&row.destination));
         let (Some(source), Some(destination)) = (source, destination) else {
             for (end, node) in [(&row.source, source), (&row.destination, destination)] {
@@ -190,26 +229,41 @@ impl<'a> Observations<'a> {
             protocol: row.protocol,
             port: row.port,
         };
-        let (first, last) = (
-            row.first_seen.unix_timestamp(),
-            row.last_seen.unix_timestamp(),
-        );
+        let first = row.first_seen.unix_timestamp();
+        let last = row.last_seen.unix_timestamp().max(first);
+        let failed = row.failed.min(row.flows);
+        let (here, there) = if at_destination {
+            ((0, 0), (row.flows, failed))
+        } else {
+            ((row.flows, failed), (0, 0))
+        };
         let seen = Seen {
-            flows: row.flows,
-            failed: row.failed.min(row.flows),
+            flows: here.0,
+            failed: here.1,
             first,
-            last: last.max(first),
+            last,
             hours: hour(first) | hour(last),
             process: row.process.as_deref().map_or(0, |name| self.process(name)),
             source_port: row.source_port.unwrap_or(0),
         };
-        if let Some(known) = self.edges.get_mut(&key) {
-            known.merge(&seen);
-        } else if self.edges.len() >= self.limit {
-            return Err(TooManyEdges(self.limit));
+        let full = self.edges.len() >= self.limit;
+        let sides = match self.edges.entry(key) {
+            Entry::Occupied(known) => {
+                let known = known.into_mut();
+                known.seen.merge(&seen);
+                known.there.0 = known.there.0.saturating_add(there.0);
+                known.there.1 = known.there.1.saturating_add(there.1);
+                known
+            }
+            Entry::Vacant(_) if full => return Err(TooManyEdges(self.limit)),
+            Entry::Vacant(free) => free.insert(Sides { seen, there }),
+        };
+        let failures = if at_destination {
+            &mut sides.there.1
         } else {
-            self.edges.insert(key, seen);
-        }
+            &mut sides.seen.failed
+        };
+        *failures = failures.saturating_sub(recovered);
         Ok(())
     }
 
@@ -278,7 +332,8 @@ impl<'a> Observations<'a> {
         let mut edges: Vec<(Key, Seen)> = self
             .edges
             .into_iter()
-            .map(|(key, seen)| {
+            .map(|(key, sides)| {
+                let seen = sides.sum();
                 let key = Key {
                     source: renumber(key.source),
                     destination: renumber(key.destination),
