@@ -13,6 +13,7 @@ pub mod detect;
 pub mod distribute;
 pub mod flows;
 mod http;
+mod invariants;
 pub mod metrics;
 pub mod planner;
 pub mod sql;
@@ -149,6 +150,7 @@ impl Controller {
         );
         tokio::spawn(distribute::follow(core.clone(), stop.clone()));
         tokio::spawn(distribute::timers(core.clone(), stop.clone()));
+        tokio::spawn(invariants::watch(core.clone(), stop.clone()));
 
         let listener = bind(config.listen).await?;
         let address = local(&listener, config.listen)?;

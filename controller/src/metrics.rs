@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
@@ -42,6 +43,7 @@ pub struct Metrics {
     pub findings: Counter,
     /// Writes refused because the disk is full.
     pub disk_full: Counter,
+    invariants: Family<[(&'static str, &'static str); 1], Gauge>,
 }
 
 impl Default for Metrics {
@@ -96,6 +98,12 @@ impl Default for Metrics {
             "Time to compile every agent's snapshot",
             plan_seconds.clone(),
         );
+        let invariants = Family::default();
+        registry.register(
+            "invariants",
+            "Invariants by what came out of their last check",
+            invariants.clone(),
+        );
         Self {
             registry,
             handshakes_failed,
@@ -113,11 +121,18 @@ impl Default for Metrics {
             follower_lost,
             findings,
             disk_full,
+            invariants,
         }
     }
 }
 
 impl Metrics {
+    /// How many invariants are in a state: `holds`, `broken` or `empty`.
+    #[must_use]
+    pub fn invariants(&self, state: &'static str) -> Gauge {
+        self.invariants.get_or_create(&[("state", state)]).clone()
+    }
+
     /// The text that `/metrics` answers.
     #[must_use]
     pub fn text(&self) -> String {

@@ -130,6 +130,116 @@ spec: {cidrs: [192.0.2.0/24]}
     assert_eq!(answer.problems.len(), 1, "{:?}", answer.problems);
 }
 
+const NEVER: &str = "apiVersion: cofferdam.dev/v1
+kind: Invariant
+metadata: {name: web-stays-out}
+spec:
+  from: [{selector: {app: web}}]
+  to: [{selector: {app: db}}]
+  ports: [{port: 22}]
+  expect: unreachable
+  reason: ssh goes over the jump host
+";
+
+#[tokio::test]
+async fn a_change_that_breaks_an_invariant_is_refused_with_a_counter_example() {
+    let (lab, operator) = lab().await;
+    let answer = operator
+        .apply(&format!("{NEVER}---\n{}", shop(5432, WORKS)))
+        .await;
+    assert!(answer.problems.is_empty(), "{:?}", answer.problems);
+    assert!(answer.warnings.is_empty(), "{:?}", answer.warnings);
+    let hole = "apiVersion: cofferdam.dev/v1
+kind: Policy
+metadata: {name: hole}
+spec:
+  subject: {app: db}
+  ingress: [{action: allow, ports: [{port: 20, endPort: 25}]}]
+";
+    let answer = operator.apply(hole).await;
+    let [problem] = &answer.problems[..] else {
+        panic!("one problem: {:?}", answer.problems);
+    };
+    assert_eq!(problem.file, "Invariant/web-stays-out");
+    assert_eq!(
+        problem.message,
+        "invariant \"web-stays-out\" (app=web → app=db on tcp/22: unreachable) does not hold: web (10.1.0.1) → db \
+         (10.1.0.2) tcp/22: egress allowed by standard/web/egress[0]; ingress allowed by standard/hole/ingress[0]"
+    );
+    assert!(problem.suggestion.contains("ssh goes over the jump host"));
+    // The watcher sees the stored policies, which are as before.
+    eventually(&lab, "holds").await;
+    let mut client = PoliciesClient::new(operator.channel.clone());
+    let list = client.list(v1::ListObjectsRequest::default()).await;
+    let stored = list.expect("a list").into_inner().objects;
+    assert!(
+        stored.iter().all(|object| object.name != "hole"),
+        "nothing was applied"
+    );
+    let invariant = stored.iter().find(|object| object.kind == "Invariant");
+    assert_eq!(invariant.expect("it is stored").text, NEVER);
+}
+
+#[tokio::test]
+async fn an_invariant_that_was_broken_before_or_means_nobody_holds_nobody_up() {
+    let (lab, operator) = lab().await;
+    let nobody = NEVER
+        .replace("app: web", "app: cache")
+        .replace("22", "5432");
+    let open = shop(5432, WORKS).replace("{app: web}}]", "{app: web}}, {selector: {app: cache}}]");
+    let cache = "apiVersion: cofferdam.dev/v1
+kind: Mode
+metadata: {name: cache}
+spec: {subject: {app: cache}, defaultAction: allow}
+";
+    let answer = operator
+        .apply(&format!("{nobody}---\n{cache}---\n{open}"))
+        .await;
+    assert!(answer.problems.is_empty(), "{:?}", answer.problems);
+    let warning = &answer.warnings[0].message;
+    assert!(
+        warning.contains("checks nothing: \"from\" means nobody"),
+        "{warning}"
+    );
+    eventually(&lab, "empty").await;
+    // Now there is somebody, and it is broken through nobody's change.
+    let address = lab.controller.address;
+    Agent::join(
+        address,
+        &operator,
+        "cache",
+        &["10.1.0.3"],
+        &[("app", "cache")],
+    )
+    .await;
+    eventually(&lab, "broken").await;
+    let group = "apiVersion: cofferdam.dev/v1
+kind: AddressGroup
+metadata: {name: office}
+spec: {cidrs: [192.0.2.0/24]}
+";
+    let answer = operator.apply(group).await;
+    assert!(answer.problems.is_empty(), "{:?}", answer.problems);
+    let warning = &answer.warnings[0].message;
+    assert!(
+        warning.contains("does not hold: cache (10.1.0.3) → db (10.1.0.2) tcp/5432"),
+        "{warning}"
+    );
+    // Who touches the invariant has to mend what it says.
+    let answer = operator.apply(&nobody.replace("ssh", "this")).await;
+    assert_eq!(answer.problems.len(), 1, "{:?}", answer.problems);
+}
+
+/// Waits until the one invariant that there is has come to a state.
+async fn eventually(lab: &Lab, state: &'static str) {
+    let metrics = &lab.controller.core.metrics;
+    let began = Instant::now();
+    while metrics.invariants(state).get() != 1 {
+        assert!(began.elapsed() < Duration::from_secs(20), "never {state}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn hostile_texts_are_refused_in_bounded_time() {
     let (_lab, operator) = lab().await;

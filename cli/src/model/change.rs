@@ -116,6 +116,8 @@ pub(crate) struct Apply {
     pub(crate) confirm_command: Option<String>,
     /// Not empty: nothing was applied.
     pub(crate) problems: Vec<Problem>,
+    /// Invariants that were broken before, or that mean nobody.
+    pub(crate) warnings: Vec<Problem>,
 }
 
 impl Apply {
@@ -142,6 +144,7 @@ impl Apply {
                 .map(|_| format!("{confirm} --revision {}", response.revision)),
             confirm_deadline: deadline,
             problems: response.problems.into_iter().map(Into::into).collect(),
+            warnings: response.warnings.into_iter().map(Into::into).collect(),
         }
     }
 
@@ -175,6 +178,9 @@ impl Apply {
 
 impl Document for Apply {
     fn table(&self, screen: &mut Screen) -> io::Result<()> {
+        for warning in &self.warnings {
+            screen.remark(&warning.to_line().replacen(": error: ", ": warning: ", 1))?;
+        }
         if !self.has_changes() {
             return screen.line(&format!("no changes; revision {}", self.revision));
         }

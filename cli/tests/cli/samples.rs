@@ -251,6 +251,7 @@ pub(crate) fn applied(dry_run: bool) -> v1::ApplyResponse {
         affected_agents: vec!["db-1".into(), "web-1".into()],
         denies_more: true,
         confirm_deadline: if dry_run { None } else { at(60_000) },
+        warnings: Vec::new(),
     }
 }
 

@@ -6,6 +6,7 @@ mod detections;
 mod enrollment;
 mod expectations;
 mod flows;
+mod invariants;
 mod inventory;
 mod policies;
 mod responses;

@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::content::{self, Impact};
 use super::expectations;
+use super::invariants;
 use super::{Api, caller, expect, page};
 use crate::clock;
 use crate::core::{Begun, Texts, parse_texts, store_status};
@@ -71,12 +72,16 @@ impl Policies for Api {
             after.insert(key, record);
         }
         let named = expectations::policies_of(&objects);
+        let invariants = invariants::names_of(&objects);
         let policies = match content::understand(&after, objects) {
             Ok(policies) => Arc::new(policies),
             Err(problems) => return refused(problems),
         };
-        let failed =
+        let mut failed =
             expectations::broken(&self.core, &change.state, policies.clone(), &named).await?;
+        let checked =
+            invariants::check(&self.core, &change.state, policies.clone(), invariants).await?;
+        failed.extend(checked.refusals);
         if !failed.is_empty() {
             return refused(failed);
         }
@@ -108,6 +113,7 @@ impl Policies for Api {
             affected_agents: impact.affected,
             denies_more: impact.denies_more,
             confirm_deadline: deadline.map(convert::from_unix_ns),
+            warnings: checked.warnings,
         };
         if options.dry_run {
             return Ok(Response::new(response));
@@ -270,6 +276,8 @@ impl Policies for Api {
             affected_agents: impact.affected,
             denies_more: impact.denies_more,
             confirm_deadline: None,
+            // A way back is never held up; what it breaks is in the log and in the metric.
+            warnings: Vec::new(),
         };
         if options.dry_run {
             response.revision = change.state.policy_revision;

@@ -1567,6 +1567,9 @@ pub struct ApplyResponse {
     pub denies_more: bool,
     #[prost(message, optional, tag = "6")]
     pub confirm_deadline: ::core::option::Option<::prost_types::Timestamp>,
+    /// Invariants that were broken before and are not part of the change, or that mean nobody.
+    #[prost(message, repeated, tag = "7")]
+    pub warnings: ::prost::alloc::vec::Vec<Problem>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ConfirmRequest {
