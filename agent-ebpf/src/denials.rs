@@ -6,6 +6,7 @@ use core::ptr::{self, NonNull};
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::bpf_map_update_elem;
 use datapath::abi::{DenyKey, DenyValue, Loss};
+use datapath::ids::protocol;
 use datapath::pipeline::{Aggregated, Denial};
 use datapath::word;
 
@@ -26,10 +27,14 @@ pub fn aggregate(key: &DenyKey, denial: &Denial, told: &mut Aggregated) {
     // Linux 6.1 takes no key from memory that a global function was given, only from a map or the stack.
     scratch.deny_key = *key;
     let map: *mut c_void = (&raw const maps::DENIES).cast_mut().cast();
-    let found: Option<NonNull<DenyValue>> = lookup(map, &scratch.deny_key);
-    if let Some(value) = found {
-        again(value.as_ptr(), denial, told);
-        return;
+    // A SYN that is denied again has a negative entry: most that come here are new, and inserting looks the key up anyway.
+    let likely_new = key.opening != 0 && key.protocol == protocol::TCP;
+    if !likely_new {
+        let found: Option<NonNull<DenyValue>> = lookup(map, &scratch.deny_key);
+        if let Some(value) = found {
+            again(value.as_ptr(), denial, told);
+            return;
+        }
     }
     scratch.deny_value = DenyValue {
         packets: denial.packets,
@@ -56,8 +61,13 @@ pub fn aggregate(key: &DenyKey, denial: &Denial, told: &mut Aggregated) {
         0 => told.announce = true,
         EEXIST => {
             let found: Option<NonNull<DenyValue>> = lookup(map, &scratch.deny_key);
-            if let Some(value) = found {
-                again(value.as_ptr(), denial, told);
+            match found {
+                Some(value) => again(value.as_ptr(), denial, told),
+                // The agent has just taken it out.
+                None => {
+                    lose(Loss::DenyTableFull);
+                    told.announce = true;
+                }
             }
         }
         _ => {

@@ -40,6 +40,7 @@ pub(super) fn judge<F: Tabled, E: Env<F>>(env: E, w: &mut Workspace<F>) -> Actio
         env.tell_denied(w, opening);
         return Action::Drop;
     }
+    table::fetch::<F, E>(env, w.spot);
     let (packets, bytes) = w.weight();
     if is_reset(&w.packet) {
         // A reset of nothing opens nothing.

@@ -134,6 +134,29 @@ pub unsafe fn way<F: Family>(set: *mut u8, index: u32) -> FlowRef<F> {
     unsafe { FlowRef::new(set.add(offset).cast()) }
 }
 
+/// Asks the processor for everything that an opening will need of its set: it fetches all of it at once, and not one line
+/// after the other behind a locked instruction.
+#[inline(always)]
+pub fn fetch<F: Tabled, M: Memory<F>>(memory: M, spot: Spot) {
+    if let Some(word) = memory.lock_word(spot.set) {
+        // SAFETY: a live lock word.
+        let _ = unsafe { word::load(word) };
+    }
+    if let Some(set) = memory.set(spot.set) {
+        let mut index = 0;
+        while index < WAYS {
+            // SAFETY: a whole set of the table.
+            let entry: FlowRef<F> = unsafe { way(set, spot.start + index) };
+            let _ = entry.meta_of(0);
+            if index == 0 {
+                // The way that is taken if it is free.
+                let _ = entry.meta_of(1);
+            }
+            index += 1;
+        }
+    }
+}
+
 /// Takes a set's lock; false when it stayed taken (or there is no table).
 #[inline(always)]
 pub fn lock<F: Tabled, M: Memory<F>>(memory: M, set: u32) -> bool {
