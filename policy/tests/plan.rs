@@ -351,3 +351,102 @@ fn ends_that_are_no_longer_what_they_were_are_told() {
     // Nothing is denied today, and the records agree; what was denied then was recorded otherwise.
     assert_eq!(counts.recorded_otherwise, 0);
 }
+
+#[test]
+fn the_missing_half_is_proposed_and_lets_the_flow_through() {
+    let closed = "
+apiVersion: cofferdam.dev/v1
+kind: Policy
+metadata: {name: web-out}
+spec: {state: enforced, subject: {app: web}, egress: [{action: allow, ports: [{port: 443}]}]}
+";
+    let before = scenario(closed);
+    let with = |rule: &str| {
+        scenario(&format!(
+            "{closed}---
+apiVersion: cofferdam.dev/v1
+kind: Policy
+metadata: {{name: db, owner: team}}
+spec: {{subject: {{app: db}}, ingress: [{rule}]}}
+"
+        ))
+    };
+    let after = with("{action: allow, peers: [{selector: {app: web}}], ports: [{port: 5432}]}");
+    let made = plan(&before, &after, &[], NOW, Thresholds::default());
+    assert_eq!(made.missing_halves.len(), 1, "{made:#?}");
+    let half = &made.missing_halves[0];
+    assert_eq!(
+        (half.rule.as_str(), half.end, half.pairs),
+        ("standard/db/ingress[0]", "egress", 1)
+    );
+    assert_eq!(half.denied_by, "standard/web-out/egress (default deny)");
+    let yaml = half.yaml.clone().unwrap();
+    let mut objects = after.set.objects();
+    objects.extend(policy::parse::parse(&[Source::new("half.yaml", yaml)]).unwrap());
+    let whole = Scenario {
+        world: after.world.clone(),
+        set: PolicySet::build(objects).unwrap(),
+    };
+    let flow = Flow::between(
+        &whole.world,
+        "10.0.0.5".parse().unwrap(),
+        "10.0.1.9".parse().unwrap(),
+        6,
+        5432,
+    );
+    let draft = |scenario: &Scenario| {
+        evaluate_flow(&scenario.world, &scenario.set, &flow, NOW)
+            .draft
+            .is_allow()
+    };
+    assert!(!draft(&after) && draft(&whole));
+    let made = plan(&before, &whole, &[], NOW, Thresholds::default());
+    assert_eq!(made.missing_halves, [], "both halves are there");
+
+    // A deny is somebody's will: nothing is proposed.
+    let denied = scenario(&format!(
+        "{}---\napiVersion: cofferdam.dev/v1\nkind: Policy\nmetadata: {{name: db}}\nspec: {{subject: {{app: db}}, ingress: [{{action: allow, peers: [{{selector: {{app: web}}}}], ports: [{{port: 5432}}]}}]}}\n",
+        closed.replace(
+            "[{action: allow, ports: [{port: 443}]}]",
+            "[{action: deny}]"
+        )
+    ));
+    let made = plan(&before, &denied, &[], NOW, Thresholds::default());
+    let yaml: Vec<_> = made
+        .missing_halves
+        .iter()
+        .map(|half| half.yaml.is_some())
+        .collect();
+    assert_eq!(yaml, [false], "{made:#?}");
+}
+
+#[test]
+fn who_comes_further_is_told() {
+    let (before, after) = (
+        scenario(
+            &OPEN
+                .replace("[{action: allow}]}\n---", "[]}\n---")
+                .replace("ingress: [{action: allow}]", "ingress: []"),
+        ),
+        scenario(OPEN),
+    );
+    let edges = rolled([line(
+        r#"{"from": "web-1", "to": "db-1", "protocol": "tcp", "port": 5432}"#,
+    )]);
+    let made = plan(&before, &after, &edges, NOW, Thresholds::default());
+    let rows: BTreeMap<_, _> = (made.radius.iter())
+        .map(|row| {
+            (
+                row.workload.as_str(),
+                (row.before.direct, row.after.direct, row.draft_after.all),
+            )
+        })
+        .collect();
+    assert_eq!(
+        rows.into_iter().collect::<Vec<_>>(),
+        [("new-1", (0, 1, 1)), ("web-1", (0, 1, 1))]
+    );
+    assert_eq!((made.widening.pairs, made.widening.never_seen), (2, 1));
+    let back = plan(&after, &before, &edges, NOW, Thresholds::default());
+    assert_eq!((back.widening.pairs, back.radius.len()), (0, 2));
+}

@@ -6,12 +6,14 @@
 
 mod changed;
 pub mod edges;
+mod halves;
+mod radius;
 pub mod record;
 pub mod report;
 mod resolve;
 mod scope;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -75,6 +77,7 @@ pub fn plan(
             .collect(),
         rules,
         counts: Counts::default(),
+        pairs: BTreeSet::new(),
         rows: Vec::new(),
         gone: Vec::new(),
         at,
@@ -87,8 +90,18 @@ pub fn plan(
     planner
         .gone
         .sort_by_key(|row| std::cmp::Reverse((row.traffic.last_seen, row.traffic.flows)));
+    // Without a change nobody comes further.
+    let radii = if diff.is_empty() && planner.same_world {
+        radius::Radii::default()
+    } else {
+        let first = planner.concerned();
+        radius::compare(before, after, &first, &planner.pairs, at)
+    };
     Plan {
         at,
+        missing_halves: halves::missing(after, &planner.rules, at),
+        radius: radii.rows,
+        widening: radii.widening,
         objects: diff.objects,
         counts: planner.counts,
         edges: planner.rows,
@@ -124,6 +137,8 @@ struct Planner<'a> {
     rules: Vec<RuleUse>,
     by_rule: HashMap<String, usize>,
     counts: Counts,
+    /// Workloads between which there is recorded traffic.
+    pairs: BTreeSet<(String, String)>,
     rows: Vec<EdgeRow>,
     gone: Vec<GoneRow>,
     at: OffsetDateTime,
@@ -165,6 +180,9 @@ impl<'a> Planner<'a> {
             return self.is_gone(key, "to", GoneReason::NoAddress, traffic);
         };
         self.count(&pair, &traffic, [&source, &destination]);
+        if let (Some(from), Some(to)) = (source.workload(), destination.workload()) {
+            self.pairs.insert((from.to_string(), to.to_string()));
+        }
         if pair.classes.is_empty() {
             return;
         }
@@ -236,6 +254,19 @@ impl<'a> Planner<'a> {
         };
         self.untouched.insert(Arc::clone(name), same);
         same
+    }
+
+    /// Workloads about which the change says something.
+    fn concerned(&mut self) -> BTreeSet<String> {
+        let names: BTreeSet<Arc<str>> = [self.ends.before, self.ends.after]
+            .into_iter()
+            .flat_map(World::workloads)
+            .map(|workload| workload.full_name().into())
+            .collect();
+        (names.into_iter())
+            .filter(|name| !self.is_untouched(&Some(Arc::clone(name))))
+            .map(|name| name.to_string())
+            .collect()
     }
 
     fn traffic(&self, edge: &Edge) -> Traffic {

@@ -207,6 +207,76 @@ pub struct RuleUse {
     pub flows: u64,
 }
 
+/// A flow by names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PairPort {
+    /// Who opens.
+    pub from: String,
+    /// Who answers.
+    pub to: String,
+    /// By its name, or number.
+    pub protocol: String,
+    /// Destination port; ICMP: type × 256 + code.
+    pub port: u16,
+}
+
+/// A new rule whose flows the other end denies in the draft.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MissingHalf {
+    /// The rule.
+    pub rule: String,
+    /// The end that lacks a rule: `egress` (of the source) or `ingress` (of the destination).
+    pub end: &'static str,
+    /// Pairs of workloads between which the other end denies, of at most 64 × 64 that were tried.
+    pub pairs: u64,
+    /// What denies them, most often.
+    pub denied_by: String,
+    /// One of the flows.
+    pub example: PairPort,
+    /// Staged policy that lets them through; `None` where a rule denies them on purpose, or the peers
+    /// have no labels that a subject could select.
+    pub yaml: Option<String>,
+}
+
+/// How far a workload comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Radius {
+    /// Workloads that it can open a flow to.
+    pub direct: usize,
+    /// Workloads that it can come to over any number of others.
+    pub all: usize,
+}
+
+/// A workload that comes further, or less far, with the change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RadiusRow {
+    /// Full name.
+    pub workload: String,
+    /// What passes today, modes included.
+    pub before: Radius,
+    /// What passes with the change.
+    pub after: Radius,
+    /// Without the change, with everything staged enforced.
+    pub draft_before: Radius,
+    /// With it, with everything staged enforced.
+    pub draft_after: Radius,
+}
+
+/// Pairs of workloads, one of which can open a flow to the other with the change and could not without.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Widening {
+    /// Such pairs, enforced.
+    pub pairs: u64,
+    /// Those of them without recorded traffic.
+    pub never_seen: u64,
+    /// Such pairs in the draft.
+    pub draft_pairs: u64,
+    /// Those of them without recorded traffic.
+    pub draft_never_seen: u64,
+    /// Workloads that were not looked at, because there are too many.
+    pub left_out: usize,
+}
+
 /// Numbers of one class.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ClassCount {
@@ -263,6 +333,12 @@ pub struct Plan {
     pub gone: Vec<GoneRow>,
     /// Rules that are new or different.
     pub rules: Vec<RuleUse>,
+    /// New rules whose other half is missing.
+    pub missing_halves: Vec<MissingHalf>,
+    /// Workloads that come further, or less far, those that come further first.
+    pub radius: Vec<RadiusRow>,
+    /// Pairs of workloads that can talk with the change and could not without.
+    pub widening: Widening,
 }
 
 impl Plan {

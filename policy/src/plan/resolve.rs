@@ -52,6 +52,16 @@ pub(crate) enum Resolved {
     Gone(GoneReason),
 }
 
+impl Resolved {
+    /// Full name, if it is a workload.
+    pub(crate) fn workload(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Here { workload, .. } => workload.as_ref(),
+            Self::Gone(_) => None,
+        }
+    }
+}
+
 /// The two worlds of a change.
 pub(crate) struct Ends<'a> {
     pub(crate) before: &'a World,
