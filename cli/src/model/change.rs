@@ -6,7 +6,7 @@ use proto::v1;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{moment, some, verdict};
+use super::{Past, moment, some, verdict};
 use crate::output::{self, Document, Screen, Table, Tone};
 
 /// A problem in a file.
@@ -254,6 +254,9 @@ pub(crate) struct Explanation {
     pub(crate) walk: Value,
     /// The walk in words.
     pub(crate) text: String,
+    /// The record that was asked about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) past: Option<Past>,
 }
 
 impl Explanation {
@@ -273,12 +276,16 @@ impl Explanation {
             rule: some(response.rule),
             walk: serde_json::from_str(&response.json).unwrap_or_default(),
             text: response.text,
+            past: None,
         }
     }
 }
 
 impl Document for Explanation {
     fn table(&self, screen: &mut Screen) -> io::Result<()> {
+        for line in self.past.iter().flat_map(Past::lines) {
+            screen.line(&line)?;
+        }
         if self.text.is_empty() {
             return screen.line(&format!(
                 "{} → {} {}: {} (draft: {}) by {}",

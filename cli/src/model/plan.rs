@@ -5,7 +5,9 @@ use std::io;
 use policy::diff;
 use policy::plan::Thresholds;
 use policy::plan::edges::{Edge, Tally};
-use policy::plan::report::{Class, ClassCount, EdgeRow, Judged, Plan, Traffic};
+use policy::plan::report::{
+    Class, ClassCount, EdgeRow, Judged, MissingHalf, Plan, Radius, Traffic,
+};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -154,7 +156,8 @@ impl PlanReport {
 
     /// `3 edges, 120 flows (2 seen in the last 7d, 1 rare)`.
     pub(crate) fn count_text(&self, count: ClassCount) -> String {
-        let mut text = format!("{}, {} flows", edges(count.edges), count.flows);
+        let flows = usize::try_from(count.flows).unwrap_or(usize::MAX);
+        let mut text = format!("{}, {}", edges(count.edges), output::counted(flows, "flow"));
         let mut notes = Vec::new();
         if count.recent > 0 {
             notes.push(format!(
@@ -198,6 +201,12 @@ impl PlanReport {
             counts.recorded_otherwise,
             "recorded as the opposite of what policy says today: it was another one then",
         );
+        let left_out = self.plan.widening.left_out;
+        if left_out > 0 {
+            remarks.push(format!(
+                "{left_out} workloads were not asked how far they come: there are too many"
+            ));
+        }
         remarks
     }
 
@@ -390,6 +399,7 @@ impl PlanReport {
                 ))?;
             }
         }
+        self.widening(screen)?;
         screen.line(&format!(
             "  {:<14} {} pass, {} dropped",
             "unchanged", counts.unchanged_allowed, counts.unchanged_denied
@@ -446,11 +456,81 @@ impl PlanReport {
         self.cut(self.plan.rules.len(), screen)
     }
 
+    fn widening(&self, screen: &mut Screen) -> io::Result<()> {
+        let widening = &self.plan.widening;
+        for (name, pairs, unseen) in [
+            ("widened", widening.pairs, widening.never_seen),
+            (
+                "draft widened",
+                widening.draft_pairs,
+                widening.draft_never_seen,
+            ),
+        ] {
+            if pairs > 0 {
+                screen.line(&format!(
+                    "  {name:<14} {} of workloads more could talk, {unseen} of them never seen to",
+                    output::counted(usize::try_from(pairs).unwrap_or(usize::MAX), "pair")
+                ))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn halves(&self, screen: &mut Screen) -> io::Result<()> {
+        for half in self.plan.missing_halves.iter().take(self.limit) {
+            screen.line(&format!("\n{}", half_text(half)))?;
+            for line in half.yaml.iter().flat_map(|yaml| yaml.lines()) {
+                screen.line(&format!("    {line}"))?;
+            }
+        }
+        self.cut(self.plan.missing_halves.len(), screen)
+    }
+
+    fn radius_table(&self, screen: &mut Screen) -> io::Result<()> {
+        if self.plan.radius.is_empty() {
+            return Ok(());
+        }
+        screen.line("\nblast radius: workloads reached at once/over others, before → after")?;
+        let mut table = Table::new(&["WORKLOAD", "ENFORCED", "DRAFT"].map(|head| (head, 0)));
+        for row in self.plan.radius.iter().take(self.limit) {
+            table.row([
+                row.workload.clone(),
+                radius_text(row.before, row.after),
+                radius_text(row.draft_before, row.draft_after),
+            ]);
+        }
+        table.print(screen)?;
+        self.cut(self.plan.radius.len(), screen)
+    }
+
     fn cut(&self, count: usize, screen: &mut Screen) -> io::Result<()> {
         match count.saturating_sub(self.limit) {
             0 => Ok(()),
             more => screen.line(&format!("… and {more} more (--limit, or -o json)")),
         }
+    }
+}
+
+/// What is missing, in a sentence.
+pub(crate) fn half_text(half: &MissingHalf) -> String {
+    let pairs = output::counted(usize::try_from(half.pairs).unwrap_or(usize::MAX), "pair");
+    let what = match half.yaml {
+        Some(_) => "the missing half, staged:",
+        None => "no rule is proposed",
+    };
+    format!(
+        "missing half: {} allows what the {} of the other end denies ({}), as from {} to {}, {pairs}; {what}",
+        half.rule, half.end, half.denied_by, half.example.from, half.example.to
+    )
+}
+
+/// `1/3 → 2/5`; one number where nothing is different.
+pub(crate) fn radius_text(before: Radius, after: Radius) -> String {
+    let text = |radius: Radius| format!("{}/{}", radius.direct, radius.all);
+    if before == after {
+        text(after)
+    } else {
+        format!("{} → {}", text(before), text(after))
     }
 }
 
@@ -478,6 +558,8 @@ impl Document for PlanReport {
         }
         self.gone(screen)?;
         self.rule_table(screen)?;
+        self.halves(screen)?;
+        self.radius_table(screen)?;
         let remarks = [self.input.warnings(), self.remarks()].concat();
         if !remarks.is_empty() {
             screen.line("")?;

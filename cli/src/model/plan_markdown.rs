@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use policy::plan::report::Class;
 
-use super::plan::{PlanReport, edges, heading, last_seen, notes, objects, port, rules, word};
+use super::plan::{
+    PlanReport, edges, half_text, heading, last_seen, notes, objects, port, radius_text, rules,
+    word,
+};
 
 /// GitHub and GitLab both take this subset: tables, `details`, code spans.
 pub(super) fn page(report: &PlanReport) -> String {
@@ -15,6 +18,8 @@ pub(super) fn page(report: &PlanReport) -> String {
     }
     gone(report, &mut page);
     rule_table(report, &mut page);
+    halves(report, &mut page);
+    radius(report, &mut page);
     let mut bad = String::new();
     for record in &report.input.bad {
         let _ = writeln!(bad, "* {}: {}", code(&record.place), text(&record.message));
@@ -51,6 +56,22 @@ fn head(report: &PlanReport, page: &mut String) {
             "| {name} | {} | {} | {} | {} |",
             count.edges, count.flows, count.recent, count.rare
         );
+    }
+    let widening = &plan.widening;
+    for (name, pairs, unseen) in [
+        ("widened", widening.pairs, widening.never_seen),
+        (
+            "draft widened",
+            widening.draft_pairs,
+            widening.draft_never_seen,
+        ),
+    ] {
+        if pairs > 0 {
+            let _ = writeln!(
+                page,
+                "\n**{name}**: {pairs} pairs of workloads more could talk, {unseen} of them never seen to."
+            );
+        }
     }
     let counts = &plan.counts;
     let _ = writeln!(
@@ -159,6 +180,46 @@ fn rule_table(report: &PlanReport, page: &mut String) {
     let title = format!(
         "Rules of the change: {}, {unused} without any traffic ever seen",
         rules.len()
+    );
+    folded(&title, &table, false, page);
+}
+
+fn halves(report: &PlanReport, page: &mut String) {
+    let halves = &report.plan.missing_halves;
+    if halves.is_empty() {
+        return;
+    }
+    let mut body = String::new();
+    for half in halves.iter().take(report.limit) {
+        let _ = writeln!(body, "{}\n", text(&half_text(half)));
+        if let Some(yaml) = &half.yaml {
+            let _ = writeln!(body, "```yaml\n{}\n```\n", yaml.trim_end());
+        }
+    }
+    more(halves.len(), report.limit, &mut body);
+    let title = format!("Missing halves: {}", halves.len());
+    folded(&title, &body, true, page);
+}
+
+fn radius(report: &PlanReport, page: &mut String) {
+    let rows = &report.plan.radius;
+    if rows.is_empty() {
+        return;
+    }
+    let mut table = String::from("| workload | enforced | draft |\n|---|---|---|\n");
+    for row in rows.iter().take(report.limit) {
+        let _ = writeln!(
+            table,
+            "| {} | {} | {} |",
+            code(&row.workload),
+            radius_text(row.before, row.after),
+            radius_text(row.draft_before, row.draft_after)
+        );
+    }
+    more(rows.len(), report.limit, &mut table);
+    let title = format!(
+        "Blast radius of {} workloads (reached at once/over others)",
+        rows.len()
     );
     folded(&title, &table, false, page);
 }

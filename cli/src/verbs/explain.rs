@@ -3,24 +3,83 @@
 use std::str::FromStr;
 
 use clap::Args;
+use policy::locate::locate;
+use policy::plan::record::FlowRecord;
 use proto::v1::{self, policies_client::PoliciesClient};
 
 use super::session::Session;
+use super::{current, past};
 use crate::Outcome;
 use crate::error::Failure;
-use crate::model::Explanation;
+use crate::model::{Explanation, Past};
 use crate::output::{self, Screen};
 
-/// Explain why a flow passes or not: both ends, every tier, which rule
+/// Explain why a flow passes or not: both ends, every tier, which rule, and what would have to change
+///
+/// For everything that a workload may reach, see `cofferdam policy reach --from`.
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
+    #[command(flatten)]
+    asked: Asked,
+    /// A recorded flow by its id, or the beginning of it: what was said then, what now, and why
+    #[arg(long, value_name = "ID", group = "past", conflicts_with = "from")]
+    record: Option<String>,
+}
+
+/// Which flow.
+#[derive(Debug, Args)]
+pub(super) struct Asked {
     /// Workload or address that opens the flow
-    from: String,
+    #[arg(required_unless_present = "past")]
+    pub(super) from: Option<String>,
     /// Workload or address that answers
-    to: String,
+    #[arg(required_unless_present = "past")]
+    pub(super) to: Option<String>,
     /// 5432, 53/udp, 8/icmp or 3:4/icmp (type:code), 0/47 (a protocol without ports)
-    #[arg(value_name = "PORT[/PROTOCOL]")]
-    port: String,
+    #[arg(value_name = "PORT[/PROTOCOL]", required_unless_present = "past")]
+    pub(super) port: Option<String>,
+    /// A recorded flow as `flows -f -o json` prints it, or - for stdin
+    #[arg(long, value_name = "JSON", group = "past", conflicts_with = "from")]
+    pub(super) flow: Option<String>,
+}
+
+/// A question of today, and the record that it comes from.
+pub(super) struct Question {
+    pub(super) from: String,
+    pub(super) to: String,
+    pub(super) spec: PortSpec,
+    pub(super) record: Option<FlowRecord>,
+}
+
+impl Question {
+    pub(super) fn of_record(record: FlowRecord) -> Self {
+        let (from, to) = past::ends(&record);
+        Self {
+            from,
+            to,
+            spec: PortSpec {
+                protocol: record.protocol.into(),
+                port: record.port.into(),
+            },
+            record: Some(record),
+        }
+    }
+}
+
+impl Asked {
+    /// The question in the arguments.
+    pub(super) fn question(self) -> anyhow::Result<Question> {
+        if let Some(text) = &self.flow {
+            return Ok(Question::of_record(past::given(text)?));
+        }
+        let (from, to) = (self.from.unwrap_or_default(), self.to.unwrap_or_default());
+        Ok(Question {
+            from,
+            to,
+            spec: self.port.unwrap_or_default().parse()?,
+            record: None,
+        })
+    }
 }
 
 impl Explain {
@@ -30,22 +89,37 @@ impl Explain {
         session: &Session,
         screen: &mut Screen,
     ) -> anyhow::Result<Outcome> {
-        let spec: PortSpec = self.port.parse()?;
+        // What is wrong with the arguments is told before anybody is asked.
+        let asked = match &self.record {
+            Some(_) => None,
+            None => Some(self.asked.question()?),
+        };
         let remote = session.connect().await?;
+        let question = match (asked, &self.record) {
+            (Some(question), _) => question,
+            (None, id) => {
+                let id = id.as_deref().unwrap_or_default();
+                Question::of_record(past::stored(&remote, id).await?)
+            }
+        };
+        let spec = question.spec;
         let mut client = PoliciesClient::new(remote.channel());
         let request = v1::ExplainRequest {
-            from: self.from.clone(),
-            to: self.to.clone(),
+            from: question.from.clone(),
+            to: question.to.clone(),
             protocol: spec.protocol,
             port: spec.port,
         };
         let response = remote.read(client.explain(request)).await?;
-        screen.show(&Explanation::new(
-            self.from,
-            self.to,
-            output::port(spec.protocol, spec.port),
-            response,
-        ))?;
+        let port = output::port(spec.protocol, spec.port);
+        let mut document = Explanation::new(question.from, question.to, port, response);
+        if let Some(record) = &question.record {
+            let changes = past::changes(&remote, record.revision).await?;
+            let set = current::policies(&remote).await?.unwrap_or_default();
+            let exists = |rule: &str| locate(&set, rule).is_some();
+            document.past = Some(Past::new(record, &document.walk, &changes, exists));
+        }
+        screen.show(&document)?;
         Ok(Outcome::Done)
     }
 }

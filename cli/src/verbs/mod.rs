@@ -13,6 +13,7 @@ mod flows;
 mod get;
 mod history;
 mod isolate;
+mod past;
 mod plan;
 mod policy;
 mod reach;

@@ -100,6 +100,12 @@ enum FailOn {
     DraftAllowed,
     /// A rule of the change decides no edge that was ever seen
     UnusedRule,
+    /// A rule of the change allows what the other end denies
+    MissingHalf,
+    /// Workloads that no recorded traffic joins could talk at once
+    Widened,
+    /// The same with everything staged enforced
+    DraftWidened,
     /// An edge whose workload is gone, so that nothing can be said of it
     Gone,
 }
@@ -114,6 +120,9 @@ impl FailOn {
             Self::NewlyAllowed => has(Class::NewlyAllowed),
             Self::DraftAllowed => has(Class::DraftAllowed),
             Self::UnusedRule => plan.rules.iter().any(|rule| rule.edges == 0),
+            Self::MissingHalf => !plan.missing_halves.is_empty(),
+            Self::Widened => plan.widening.never_seen > 0,
+            Self::DraftWidened => plan.widening.draft_never_seen > 0,
             Self::Gone => plan.counts.gone > 0,
         }
     }

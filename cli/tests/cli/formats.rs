@@ -137,3 +137,35 @@ fn explain_sends_protocol_and_port() {
     let seen = fake.seen().pop().unwrap();
     assert!(seen.contains("protocol: 1, port: 2048"), "{seen}");
 }
+
+#[test]
+fn a_stored_record_is_explained() {
+    let fake = Fake::start(Behaviour {
+        stored: vec![[
+            "Policy".into(),
+            "p".into(),
+            "apiVersion: cofferdam.dev/v1\nkind: Policy\nmetadata: {name: p}\nspec: {subject: all, ingress: []}\n".into(),
+        ]],
+        page: 1,
+        ..Behaviour::default()
+    });
+    let run = fake.run(&["explain", "--record", "u-2"]).expect(0);
+    assert!(
+        run.stdout
+            .starts_with("then, ingress of db-host (revision 12, "),
+        "{run:?}"
+    );
+    let asked = fake
+        .seen()
+        .into_iter()
+        .find(|seen| seen.starts_with("ExplainRequest"));
+    let asked = asked.unwrap();
+    assert!(
+        asked.contains("from: \"10.0.0.5\", to: \"10.0.1.9\""),
+        "{asked}"
+    );
+    let run = fake.run(&["explain", "--record", "u-"]).expect(1);
+    assert!(run.stderr.contains("begins with u-"), "{run:?}");
+    let run = fake.run(&["explain", "--record", "x"]).expect(1);
+    assert!(run.stderr.contains("no flow with the id x"), "{run:?}");
+}

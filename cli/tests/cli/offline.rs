@@ -237,3 +237,53 @@ fn a_test_that_means_nobody_fails() {
         "{result:?}"
     );
 }
+
+#[test]
+fn a_recorded_flow_is_explained_then_and_now() {
+    let home = home();
+    let record = r#"{"uid": "u-9", "host": "db-1", "last_seen": "2026-11-22T10:00:00Z", "direction": "ingress", "protocol": "tcp", "initiator": {"address": "10.0.0.5", "port": 40000, "workload": "old-1"}, "responder": {"address": "10.0.1.9", "port": 22, "workload": "db-1"}, "verdict": "allow", "enforced": "allow", "draft": "deny", "rule": "standard/ssh/ingress[0]", "revision": 7}"#;
+    let args = |flow| {
+        let args = [
+            "policy",
+            "explain",
+            "--inventory",
+            "inv.yaml",
+            "--policy",
+            "policies",
+        ];
+        [&args[..], &["--flow", flow]].concat()
+    };
+    let result = run_with_input(home.path(), &args("-"), record).expect(0);
+    for wanted in [
+        "then, ingress of db-1 (revision 7, 2026-11-22T10:00:00.000Z): allow by standard/ssh/ingress[0] (reason none)",
+        "  the peer was old-1 then; its address is web-1's now",
+        "  verdict: allow then, deny now",
+        "  rule: standard/ssh/ingress[0] then, which is there no more; standard/shop-db/ingress (default deny) now",
+        "web-1 (10.0.0.5) → db-1 (10.0.1.9), tcp port 22",
+    ] {
+        assert!(result.stdout.contains(wanted), "{result:?}\nlacks {wanted}");
+    }
+    let json = run(home.path(), &[&args(record)[..], &["-o", "json"]].concat())
+        .expect(0)
+        .json();
+    assert_eq!(
+        (&json["past"]["revision"], &json["past"]["direction"]),
+        (&7.into(), &"ingress".into())
+    );
+    let same = record
+        .replace("old-1", "web-1")
+        .replace("\"allow\"", "\"deny\"")
+        .replace(
+            "standard/ssh/ingress[0]",
+            "standard/shop-db/ingress (default deny)",
+        );
+    let result = run(home.path(), &args(&same)).expect(0);
+    assert!(result.stdout.contains("now: the same"), "{result:?}");
+    let result = run(home.path(), &args("{}")).expect(1);
+    assert!(
+        result.stderr.contains("this is no recorded flow: "),
+        "{result:?}"
+    );
+    let both = [&args("-")[..], &["web-1", "db-1", "22"]].concat();
+    run(home.path(), &both).expect(1);
+}

@@ -436,3 +436,51 @@ fn against_a_controller() {
     );
     assert_eq!(edge["to"]["labels"]["tier"], "db");
 }
+
+#[test]
+fn a_missing_half_is_printed_ready_to_apply_and_who_comes_further_is_told() {
+    let home = home();
+    let closed = BASE.replace(
+        "subject: all\n  egress: [{action: allow}]",
+        "subject: {app: web}\n  egress: []",
+    );
+    fs::write(home.path().join("base/all.yaml"), closed).unwrap();
+    let staged = CHANGE
+        .replace("name: shop-db", "name: shop-db-2")
+        .replace("state: enforced", "state: staged\n  priority: 10");
+    fs::write(home.path().join("change.yaml"), &staged).unwrap();
+    planned(home.path(), &["--fail-on", "missing-half"]).expect(2);
+    planned(home.path(), &["--fail-on", "widened,draft-widened"]).expect(0);
+    let result = planned(home.path(), &["--fail-on", "none"]).expect(0);
+    let wanted = "missing half: standard/shop-db-2/ingress[0] allows what the egress of the other end denies (standard/out/egress (default deny)), as from web-1 to db-1, 2 pairs; the missing half, staged:";
+    assert!(result.stdout.contains(wanted), "{result:?}");
+    let json = planned(home.path(), &["--fail-on", "none", "-o", "json"])
+        .expect(0)
+        .json();
+    let half = json["missing_halves"][0]["yaml"].as_str().unwrap();
+    fs::write(
+        home.path().join("change.yaml"),
+        format!("{staged}---\n{half}"),
+    )
+    .unwrap();
+    let flags = ["--fail-on", "missing-half,draft-widened,draft-allowed"];
+    let result = planned(home.path(), &flags).expect(2);
+    assert!(
+        result
+            .stdout
+            .contains("forbidden by --fail-on: draft-allowed"),
+        "{result:?}"
+    );
+    assert!(
+        result.stdout.contains(
+            "  draft widened  2 pairs of workloads more could talk, 0 of them never seen to"
+        ),
+        "{result:?}"
+    );
+    assert!(
+        result.stdout.contains("web-1     0/0       0/0 → 1/1"),
+        "{result:?}"
+    );
+    let page = planned(home.path(), &["-o", "markdown"]).expect(0).stdout;
+    assert!(page.contains("| `web-2` | 0/0 | 0/0 → 1/1 |"), "{page}");
+}

@@ -89,12 +89,12 @@ fn radius(of: &BlastRadius) -> Radius {
 
 /// Workloads that can be reached now and could not before: all, and those without recorded traffic.
 fn gained(
-    name: &String,
+    name: &str,
     (before, after): &(BlastRadius, BlastRadius),
     seen: &BTreeSet<(String, String)>,
 ) -> (u64, u64) {
     let old: BTreeSet<&String> = before.direct.iter().collect();
     let new = || after.direct.iter().filter(|peer| !old.contains(peer));
-    let unseen = new().filter(|peer| !seen.contains(&(name.clone(), (*peer).clone())));
+    let unseen = new().filter(|peer| !seen.contains(&(name.to_owned(), (*peer).clone())));
     (new().count() as u64, unseen.count() as u64)
 }

@@ -15,15 +15,16 @@ use policy::evaluate::evaluate;
 use policy::explain::explain;
 use policy::filetests::run_tests;
 use policy::invariants::check_invariants;
+use policy::locate::locate;
 use policy::probe::{Probe, ProbeEnd};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::Outcome;
-use crate::model::{Explanation, Problems};
+use crate::model::{Explanation, Past, Problems};
 use crate::output::{self, Format, Screen};
 use crate::sources;
-use crate::verbs::explain::PortSpec;
+use crate::verbs::explain::Asked;
 
 /// Work with policy files, without a controller: check, test, lint, format, evaluate, import
 #[derive(Debug, Args)]
@@ -94,13 +95,8 @@ struct Explain {
     /// File or directory; may be repeated
     #[arg(long, value_name = "FILE|DIR", required = true)]
     policy: Vec<PathBuf>,
-    /// Workload or address that opens the flow
-    from: String,
-    /// Workload or address that answers
-    to: String,
-    /// As in `cofferdam explain`
-    #[arg(value_name = "PORT[/PROTOCOL]")]
-    port: String,
+    #[command(flatten)]
+    asked: Asked,
     #[command(flatten)]
     moment: Moment,
 }
@@ -220,7 +216,8 @@ impl Check {
 
 impl Explain {
     fn run(self, screen: &mut Screen) -> anyhow::Result<Outcome> {
-        let spec: PortSpec = self.port.parse()?;
+        let question = self.asked.question()?;
+        let spec = question.spec;
         let inventory = sources::read_file(&self.inventory)?;
         let policies = sources::read(&self.policy)?;
         let scenario = match Scenario::parse(Some(&inventory), &policies) {
@@ -229,23 +226,31 @@ impl Explain {
         };
         let probe = Probe {
             id: String::new(),
-            from: ProbeEnd::parse(&self.from),
-            to: ProbeEnd::parse(&self.to),
+            from: ProbeEnd::parse(&question.from),
+            to: ProbeEnd::parse(&question.to),
             protocol: u8::try_from(spec.protocol)?,
             port: u16::try_from(spec.port)?,
         };
         let at = self.moment.get();
         let verdict = evaluate(&scenario.world, &scenario.set, &probe, at)?;
         let walk = explain(&scenario.world, &scenario.set, &probe, at)?;
+        let text = walk.to_string();
+        let walk = serde_json::to_value(walk)?;
+        let past = question.record.as_ref().map(|record| {
+            Past::new(record, &walk, &[], |rule| {
+                locate(&scenario.set, rule).is_some()
+            })
+        });
         screen.show(&Explanation {
-            from: self.from,
-            to: self.to,
+            past,
+            from: question.from,
+            to: question.to,
             port: output::port(spec.protocol, spec.port),
             enforced: verdict.enforced.name(),
             draft: verdict.draft.name(),
             rule: verdict.rule,
-            text: walk.to_string(),
-            walk: serde_json::to_value(walk)?,
+            text,
+            walk,
         })?;
         Ok(Outcome::Done)
     }
