@@ -11,6 +11,7 @@ mod gate;
 mod host;
 mod measure;
 mod programs;
+mod reach;
 mod report;
 mod smp;
 mod stack;
@@ -45,6 +46,8 @@ enum What {
     Datapath(Args),
     /// The whole way of a packet, beside no firewall and nftables.
     Stack(stack::Args),
+    /// Exact reachability over 10,000 workloads and 2,000 policies.
+    Reach(reach::Args),
 }
 
 #[derive(clap::Args)]
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().what {
         What::Datapath(args) => datapath(&args),
         What::Stack(args) => stack::run(&args),
+        What::Reach(args) => reach::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -42,10 +42,16 @@ spec:
 const WORKS: &str =
     "  - {name: the shop works, from: {app: web}, to: {app: db}, port: 5432, expect: allow}";
 
+/// Revision of the newest object: that of the state also moves when identities are numbered.
 async fn revision(operator: &Operator) -> u64 {
     let mut client = PoliciesClient::new(operator.channel.clone());
     let list = client.list(v1::ListObjectsRequest::default()).await;
-    list.expect("a list").into_inner().revision
+    let objects = list.expect("a list").into_inner().objects;
+    objects
+        .iter()
+        .map(|object| object.revision)
+        .max()
+        .unwrap_or_default()
 }
 
 async fn lab() -> (Lab, Operator) {
