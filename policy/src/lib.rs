@@ -24,6 +24,7 @@ pub mod invariants;
 pub mod judge;
 pub mod kubernetes;
 pub mod locate;
+pub mod lint;
 pub mod model;
 pub mod parse;
 pub mod plan;

@@ -29,6 +29,8 @@ pub(crate) enum Format {
     Name,
     /// For a merge request (`plan`).
     Markdown,
+    /// SARIF 2.1.0, for code hosts; `policy lint` only.
+    Sarif,
 }
 
 /// A document that can be shown to people and machines. Its serialised form is stable.
@@ -108,6 +110,7 @@ impl Screen {
                     .ok_or_else(|| self.unsupported("-o markdown", "-o table"))?;
                 self.out.write_all(printable(&text).as_bytes())?;
             }
+            Format::Sarif => return Err(self.unsupported("-o sarif", "-o json").into()),
         }
         self.out.flush()?;
         Ok(())
@@ -126,7 +129,7 @@ impl Screen {
                 self.out.write_all(b"---\n")?;
                 self.show(document)
             }
-            Format::Table | Format::Name | Format::Markdown => self.show(document),
+            Format::Table | Format::Name | Format::Markdown | Format::Sarif => self.show(document),
         }
     }
 

@@ -14,6 +14,7 @@ mod format;
 mod formats;
 mod import;
 mod kubernetes;
+mod lint;
 mod manual;
 mod mutations;
 mod offline;

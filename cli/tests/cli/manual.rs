@@ -17,6 +17,7 @@ const SHOWN: &[&str] = &[
     "import.txt",
     "plan.txt",
     "import-kubernetes.yaml",
+    "lint.txt",
     "policy-explain.txt",
     "recommend.txt",
     "status.txt",

@@ -5,6 +5,7 @@ mod expectations;
 mod fmt;
 mod import;
 mod reach;
+mod lint;
 mod schema;
 
 use std::path::PathBuf;
@@ -40,6 +41,7 @@ enum Verb {
     Check(Check),
     Explain(Explain),
     Fmt(fmt::Fmt),
+    Lint(lint::Lint),
     Schema(schema::Schema),
     Import(import::Import),
     Reach(reach::Reach),
@@ -123,6 +125,7 @@ impl Policy {
             Verb::Check(verb) => verb.run(screen),
             Verb::Explain(verb) => verb.run(screen),
             Verb::Fmt(verb) => verb.run(screen),
+            Verb::Lint(verb) => verb.run(screen),
             Verb::Schema(verb) => verb.run(screen),
             Verb::Import(verb) => verb.run(screen),
             Verb::Reach(verb) => verb.run(screen),
