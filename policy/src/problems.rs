@@ -65,6 +65,9 @@ impl fmt::Display for Problem {
     }
 }
 
+/// More problems of one reading are not listed.
+pub const MAX_PROBLEMS: usize = 1_000;
+
 /// Every problem that was found, in the order of the text. Never empty when it is an error.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
@@ -79,9 +82,18 @@ impl Problems {
         }
     }
 
-    /// Adds a problem.
+    /// Adds a problem. After [`MAX_PROBLEMS`] one more says that there are others, and no more are kept:
+    /// a text can have a mistake in every second character.
     pub fn push(&mut self, problem: Problem) {
-        self.0.push(problem);
+        match self.0.len() {
+            0..MAX_PROBLEMS => self.0.push(problem),
+            MAX_PROBLEMS => self.0.push(Problem {
+                message: "there are more problems, which are not listed".to_owned(),
+                suggestion: Some("mend these first".to_owned()),
+                ..problem
+            }),
+            _ => {}
+        }
     }
 }
 

@@ -83,6 +83,7 @@ impl Output {
             Format::Markdown => {
                 return Err(screen.unsupported("-o markdown", "-o yaml").into());
             }
+            Format::Sarif => return Err(screen.unsupported("-o sarif", "-o json").into()),
             Format::Table | Format::Yaml => {
                 for object in &objects {
                     screen.raw("---\n")?;
