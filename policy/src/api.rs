@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use crate::evaluate::{ConnectionVerdict, EndVerdict, evaluate};
 use crate::ports::{PORTED, PROTOCOL_NAMES, is_icmp, protocol_name};
 use crate::probe::{Probe, ProbeEnd};
-use crate::problems::{Problem, Problems};
+use crate::problems::{MAX_PROBLEMS, Problem, Problems};
 use crate::set::PolicySet;
 use crate::source::{Place, Source};
 use crate::world::{Workload, World};
@@ -102,6 +102,9 @@ pub fn parse_probes(source: &Source) -> Result<Vec<(Probe, Place)>, Problems> {
         let line_number = index as u64 + 1;
         if line.trim().is_empty() {
             continue;
+        }
+        if problems.0.len() > MAX_PROBLEMS {
+            break;
         }
         let place = Place::new(std::sync::Arc::clone(&source.name), line_number, 1);
         match serde_json::from_str::<ProbeLine>(line) {

@@ -10,7 +10,7 @@ use granit_parser::{Event, Parser};
 use pretty_yaml::config::{FormatOptions, LanguageOptions, LayoutOptions};
 
 use crate::parse::node::{Node, Value, documents};
-use crate::parse::parse;
+use crate::parse::objects_of;
 use crate::problems::{Problem, Problems};
 use crate::source::{Place, Source};
 use crate::world::World;
@@ -28,8 +28,9 @@ const ROUNDS: usize = 4;
 /// change of its meaning or its comments.
 pub fn format(source: &Source) -> Result<String, Problems> {
     let before = documents(source)?;
-    if let Err(problems) = parse(std::slice::from_ref(source))
-        && World::parse(source).is_err()
+    // An inventory has no kind; what has one is judged as policy.
+    if let Err(problems) = objects_of(&before)
+        && (before.iter().any(has_kind) || World::parse(source).is_err())
     {
         return Err(problems);
     }
@@ -47,6 +48,10 @@ pub fn format(source: &Source) -> Result<String, Problems> {
         }
     }
     Err(refused(source, "its layout does not come to rest"))
+}
+
+fn has_kind(document: &Node) -> bool {
+    matches!(&document.value, Value::Map(entries) if entries.iter().any(|entry| entry.key == "kind"))
 }
 
 fn options() -> FormatOptions {

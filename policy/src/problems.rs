@@ -27,7 +27,7 @@ impl Problem {
             file: place.file.to_string(),
             line: place.line,
             column: place.column,
-            message: message.into(),
+            message: shortened(message.into()),
             suggestion: None,
         }
     }
@@ -35,16 +35,36 @@ impl Problem {
     /// The same with a suggestion.
     #[must_use]
     pub fn suggest(mut self, suggestion: impl Into<String>) -> Self {
-        self.suggestion = Some(suggestion.into());
+        self.suggestion = Some(shortened(suggestion.into()));
         self
     }
 
     /// The same with a suggestion, if there is one.
     #[must_use]
     pub fn maybe_suggest(mut self, suggestion: Option<String>) -> Self {
-        self.suggestion = suggestion.or(self.suggestion);
+        self.suggestion = suggestion.map(shortened).or(self.suggestion);
         self
     }
+}
+
+/// Messages repeat what the text says, and that may be very long.
+fn shortened(text: String) -> String {
+    const LONGEST: usize = 2_000;
+    if text.len() <= LONGEST {
+        return text;
+    }
+    let end = (0..=LONGEST / 2)
+        .rev()
+        .find(|end| text.is_char_boundary(*end))
+        .unwrap_or(0);
+    let start = (text.len() - LONGEST / 4..text.len())
+        .find(|start| text.is_char_boundary(*start))
+        .unwrap_or(text.len());
+    format!(
+        "{} … {}",
+        text.get(..end).unwrap_or_default(),
+        text.get(start..).unwrap_or_default()
+    )
 }
 
 impl fmt::Display for Problem {

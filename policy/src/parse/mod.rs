@@ -30,3 +30,13 @@ pub fn parse(sources: &[Source]) -> Result<Vec<Object>, Problems> {
     crate::kubernetes::settle(&mut objects);
     problems.into_result(objects)
 }
+
+/// Every object of documents that were read before.
+pub(crate) fn objects_of(documents: &[node::Node]) -> Result<Vec<Object>, Problems> {
+    let mut problems = Problems::default();
+    let mut objects = Vec::new();
+    for document in documents {
+        document::read(document, &mut objects, &mut problems);
+    }
+    problems.into_result(objects)
+}

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use granit_parser::{Event, Parser};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::options::DuplicateKeyPolicy;
 use serde_saphyr::{Location, Options, Spanned};
@@ -75,12 +76,48 @@ pub(crate) fn documents(source: &Source) -> Result<Vec<Node>, Problems> {
     }
     let text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
     match serde_saphyr::from_multiple_with_options::<Spanned<Raw>>(text, options()) {
-        Ok(documents) => Ok(documents
-            .into_iter()
-            .map(|document| node(&source.name, document))
-            .collect()),
+        Ok(documents) => match foreign_tag(&source.name, text) {
+            Some(problem) => Err(problem.into()),
+            None => Ok(documents
+                .into_iter()
+                .map(|document| node(&source.name, document))
+                .collect()),
+        },
         Err(error) => Err(syntax_problem(&source.name, &error).into()),
     }
+}
+
+/// The first tag that is none of YAML's own. The reader passes over tags that it does not know; what their
+/// author meant by them would be lost.
+fn foreign_tag(file: &Arc<str>, text: &str) -> Option<Problem> {
+    // Most texts have no tag at all, and need no second look.
+    if !text.contains('!') {
+        return None;
+    }
+    for event in Parser::new_from_str(text) {
+        let (
+            Event::Scalar(_, _, _, Some(tag))
+            | Event::SequenceStart(_, _, Some(tag))
+            | Event::MappingStart(_, _, Some(tag)),
+            span,
+        ) = event.ok()?
+        else {
+            continue;
+        };
+        let known = ["str", "int", "bool", "null", "float", "seq", "map"];
+        if tag.is_yaml_core_schema() && known.contains(&tag.suffix()) {
+            continue;
+        }
+        let place = Place::new(
+            Arc::clone(file),
+            span.start.line() as u64,
+            span.start.col() as u64 + 1,
+        );
+        return Some(
+            Problem::at(&place, format!("the tag {tag} has no meaning here")).suggest("remove it"),
+        );
+    }
+    None
 }
 
 fn options() -> Options {

@@ -229,6 +229,17 @@ fn named(port: &Node, end: Option<&Node>, allow: Allow, problems: &mut Problems)
         );
         return None;
     }
+    // A number that YAML does not read as one: too large, or written in another way.
+    let prefixed = ["0x", "0o", "0b"]
+        .iter()
+        .any(|prefix| given.starts_with(prefix));
+    if prefixed || !given.chars().any(|c| c.is_ascii_alphabetic()) {
+        problems.push(
+            Problem::at(&port.place, format!("the port \"{given}\" is a text"))
+                .suggest("write a decimal number from 0 to 65535, or a name with a letter in it"),
+        );
+        return None;
+    }
     if !allow.named {
         problems.push(
             Problem::at(

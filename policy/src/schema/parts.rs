@@ -65,7 +65,7 @@ pub(super) fn port_fields(service: bool, named: bool) -> FieldList {
                 {
                     "type": "string",
                     "pattern": NAME,
-                    "not": {"pattern": "^[0-9]+(-[0-9]+)?$"},
+                    "not": {"pattern": "^(0[xob].*|[^A-Za-z]*)$"},
                 },
             ],
         })
