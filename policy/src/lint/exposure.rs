@@ -11,6 +11,7 @@ use crate::model::{Action, DefaultAction, Policy, State, Tier};
 use crate::set::PolicySet;
 use crate::snapshot::FlowDirection;
 use crate::walk::{Lens, direction_name};
+use crate::world::World;
 
 /// Ports that nobody opens to the world on purpose, and what listens there: TCP, by IANA's registry and the
 /// products' manuals.
@@ -63,7 +64,12 @@ const ADMIN_PORTS: &[(u16, &str)] = &[
 
 const TCP: u8 = datapath::ids::protocol::TCP;
 
-pub(super) fn check(set: &PolicySet, orders: &[Order<'_>; 2], findings: &mut Vec<Finding>) {
+pub(super) fn check(
+    set: &PolicySet,
+    world: Option<&World>,
+    orders: &[Order<'_>; 2],
+    findings: &mut Vec<Finding>,
+) {
     let [ingress, egress] = orders;
     for order in orders {
         for (index, entry) in order.entries.iter().enumerate() {
@@ -74,8 +80,9 @@ pub(super) fn check(set: &PolicySet, orders: &[Order<'_>; 2], findings: &mut Vec
         closed(set, order, findings);
         order_by_name(order, findings);
     }
-    half_open(set, ingress, egress, findings);
-    half_open(set, egress, ingress, findings);
+    let may_allow = allowing_modes(set, world);
+    half_open(&may_allow, ingress, egress, findings);
+    half_open(&may_allow, egress, ingress, findings);
 }
 
 /// What of an entry is reached through any of its lenses.
@@ -265,7 +272,12 @@ fn order_by_name(order: &Order<'_>, findings: &mut Vec<Finding>) {
 }
 
 /// Rules for workloads as peers whose own end allows nothing of it.
-fn half_open(set: &PolicySet, order: &Order<'_>, other: &Order<'_>, findings: &mut Vec<Finding>) {
+fn half_open(
+    may_allow: &[Region],
+    order: &Order<'_>,
+    other: &Order<'_>,
+    findings: &mut Vec<Finding>,
+) {
     let openers: Vec<(&Entry<'_>, Vec<Region>)> = (other.entries.iter().enumerate())
         .filter(|(_, entry)| entry.action == Action::Allow && entry.stage != Stage::Filter)
         .map(|(index, entry)| {
@@ -305,7 +317,7 @@ fn half_open(set: &PolicySet, order: &Order<'_>, other: &Order<'_>, findings: &m
             let allowed = openers
                 .iter()
                 .any(|(_, open)| open.iter().any(|open| open.meets(wanted)));
-            !allowed && !by_default(set, other, wanted)
+            !allowed && !by_default(may_allow, other, wanted)
         });
         if lost.is_some() {
             let (here, there) = (
@@ -330,12 +342,21 @@ fn half_open(set: &PolicySet, order: &Order<'_>, other: &Order<'_>, findings: &m
     }
 }
 
+/// Whose default action may be to allow.
+fn allowing_modes(set: &PolicySet, world: Option<&World>) -> Vec<Region> {
+    let subject = |subject| Region::of_subject(subject, class::KNOWN);
+    let own = (world.into_iter().flat_map(World::workloads))
+        .any(|workload| workload.default_action == Some(DefaultAction::Allow))
+        .then(|| subject(LabelBox::new()));
+    (set.modes().iter())
+        .filter(|mode| mode.default_action == Some(DefaultAction::Allow))
+        .filter_map(|mode| region::label_box(&mode.subject).map(subject))
+        .chain(own)
+        .collect()
+}
+
 /// Whether the default action may let flows pass that nothing decides.
-fn by_default(set: &PolicySet, order: &Order<'_>, wanted: &Region) -> bool {
-    let may_allow = set.modes().iter().any(|mode| {
-        mode.default_action == Some(DefaultAction::Allow)
-            && region::label_box(&mode.subject)
-                .is_some_and(|subject| Region::of_subject(subject, class::KNOWN).meets(wanted))
-    });
-    may_allow && !order.closes(vec![wanted.clone()], Lens::Draft)
+fn by_default(may_allow: &[Region], order: &Order<'_>, wanted: &Region) -> bool {
+    may_allow.iter().any(|subject| subject.meets(wanted))
+        && !order.closes(vec![wanted.clone()], Lens::Draft)
 }

@@ -73,7 +73,7 @@ pub fn lint(
     for order in &orders {
         superfluous::check(order, &mut findings);
     }
-    exposure::check(set, &orders, &mut findings);
+    exposure::check(set, world, &orders, &mut findings);
     if let Some(world) = world {
         workloads::check(set, world, &mut findings);
         traffic::check(set, world, &orders, talks, settings, &mut findings);

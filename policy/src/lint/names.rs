@@ -163,6 +163,11 @@ fn selectors(object: &Object, findings: &mut Vec<Finding>) {
                 found.push(("peers".to_owned(), selector, &grant.place));
             }
         }
+        Object::Invariant(own) => {
+            for selector in selectors_of(&own.from).chain(selectors_of(&own.to)) {
+                found.push(("peers".to_owned(), selector, &own.place));
+            }
+        }
         _ => {}
     }
     for (name, selector, place) in found {
@@ -308,6 +313,8 @@ fn unused(set: &PolicySet, findings: &mut Vec<Finding>) {
         .iter()
         .map(|grant| (&grant.peers, &grant.ports));
     let tests = set.policies().iter().flat_map(|policy| &policy.tests);
+    let wanted =
+        (set.invariants().iter()).flat_map(|own| [(&own.from, &own.ports), (&own.to, &own.ports)]);
     let mut port = |spec: &'_ PortSpec| {
         if let PortSpec::Service(name) = spec
             && let Some(service) = set.service(name)
@@ -315,7 +322,7 @@ fn unused(set: &PolicySet, findings: &mut Vec<Finding>) {
             services.insert(service.metadata.name.as_str());
         }
     };
-    for (peers, ports) in rules.chain(grants) {
+    for (peers, ports) in rules.chain(grants).chain(wanted) {
         for peer in peers {
             if let Peer::Group { group } = peer {
                 groups.insert(group);

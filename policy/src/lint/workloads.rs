@@ -61,6 +61,11 @@ pub(super) fn check(set: &PolicySet, world: &World, findings: &mut Vec<Finding>)
                     check("peers".to_owned(), selector, &grant.place);
                 }
             }
+            Object::Invariant(own) => {
+                for selector in selectors_of(&own.from).chain(selectors_of(&own.to)) {
+                    check("an end".to_owned(), selector, &own.place);
+                }
+            }
             _ => {}
         }
     }

@@ -4,8 +4,8 @@ mod conformance;
 mod expectations;
 mod fmt;
 mod import;
-mod reach;
 mod lint;
+mod reach;
 mod schema;
 
 use std::path::PathBuf;

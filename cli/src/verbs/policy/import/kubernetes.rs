@@ -65,6 +65,7 @@ impl Kubernetes {
 fn print(objects: &[Object], screen: &mut Screen) -> anyhow::Result<()> {
     match screen.format() {
         Format::Markdown => return Err(screen.unsupported("Markdown", "-o yaml").into()),
+        Format::Sarif => return Err(screen.unsupported("SARIF", "-o yaml").into()),
         Format::Table | Format::Yaml => {
             for object in objects {
                 screen.raw("---\n")?;
