@@ -62,7 +62,9 @@ impl Borrow<RuleValue> for Cell {
 /// fields on the stack that were never written, which the verifier refuses.
 #[inline(always)]
 fn length(slot: u32, of: impl FnOnce(*const Geometry) -> *const u32) -> u32 {
-    let geometry: Option<NonNull<Geometry>> = found!(GEOMETRY, slot, &0u32);
+    // On the stack: a constant would lie in read-only data, where the linker makes it one with REPLAY, which user space sets.
+    let first = 0u32;
+    let geometry: Option<NonNull<Geometry>> = found!(GEOMETRY, slot, &first);
     match geometry {
         // SAFETY: a field of a whole map value.
         Some(geometry) => unsafe { ptr::read_volatile(of(geometry.as_ptr())) },
